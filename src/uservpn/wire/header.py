@@ -1,0 +1,124 @@
+"""The 48-byte header in front of every message: who, to whom, which way, when.
+
+    0                16                                              48
+    +----------------+-----------------------------------------------+
+    | watermark (SIV)| 32 bytes of fields, AES-256-SIV (RFC 5297)     |
+    +----------------+-----------------------------------------------+
+
+    fields: kind+flags 1 | origin 1 | destination 1 | length 4 | boot 8 | number 6   <- 21, authenticated
+            hop1 1 | hop2 1 | stamp origin 3 | stamp hop1 3 | stamp hop2 3              with the payload too
+
+All integers are big-endian. The synthetic IV is the watermark: only a holder of the key can make or
+recognise one. SIV is deterministic, so a header needs no nonce; it is unique because origin, boot and
+number never repeat together.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final, NamedTuple
+
+from cryptography.exceptions import InvalidTag
+
+from uservpn.types import Buffer
+from uservpn.wire.constants import (
+    ASSOCIATED_SIZE,
+    FIELDS_SIZE,
+    KIND_MASK,
+    PAYLOAD_SIZE_MAX,
+)
+from uservpn.wire.keys import KeyRing
+
+_FIELDS: Final = struct.Struct(">BBBIQQ3s3s3s")
+assert _FIELDS.size == FIELDS_SIZE
+NO_STAMP: Final = b"\0\0\0"
+
+
+class Header(NamedTuple):
+    """A genuine header, opened. Stamps are 3 raw bytes: milliseconds modulo 2**24."""
+
+    kind: int
+    flags: int
+    origin: int
+    destination: int
+    length: int
+    """Bytes of the sealed payload that follows."""
+    boot: int
+    number: int
+    hop1: int
+    hop2: int
+    stamp: bytes
+    stamp_hop1: bytes
+    stamp_hop2: bytes
+    associated: bytes
+    """The field bytes that no relay changes."""
+    slot: int
+    """Which of the keys opened it."""
+
+
+def pack_fields(
+    kind_flags: int,
+    origin: int,
+    destination: int,
+    length: int,
+    boot: int,
+    number: int,
+    stamp: bytes,
+    hops: int = 0,
+) -> bytes:
+    """The 32 field bytes of a message about to leave its origin; `hops` is hop1 << 8 | hop2."""
+    return _FIELDS.pack(
+        kind_flags,
+        origin,
+        destination,
+        length,
+        boot,
+        number << 16 | hops,
+        stamp,
+        NO_STAMP,
+        NO_STAMP,
+    )
+
+
+class HeaderCodec:
+    """Seals and opens headers under a key ring. Holds no state but a counter of strangers."""
+
+    __slots__ = ("_seal", "_sivs", "stranger_count")
+
+    def __init__(self, ring: KeyRing) -> None:
+        self._sivs = ring.sivs
+        self._seal = ring.sivs[0].encrypt
+        self.stranger_count = 0
+
+    def seal(self, fields: bytes) -> bytes:
+        """48 bytes: the watermark and the sealed fields."""
+        return self._seal(fields, None)
+
+    def open(self, data: Buffer) -> Header | None:
+        """The header in these 48 bytes, or None: not one of ours (or one with absurd fields)."""
+        for slot, siv in enumerate(self._sivs):
+            try:
+                fields = siv.decrypt(data, None)
+            except InvalidTag:
+                continue
+            mixed, origin, destination, length, boot, low, t0, t1, t2 = _FIELDS.unpack(fields)
+            if length > PAYLOAD_SIZE_MAX or not 0 < origin < 255 or not 0 < destination < 255:
+                break
+            return Header(
+                mixed & KIND_MASK,
+                mixed & ~KIND_MASK,
+                origin,
+                destination,
+                length,
+                boot,
+                low >> 16,
+                low >> 8 & 0xFF,
+                low & 0xFF,
+                t0,
+                t1,
+                t2,
+                fields[:ASSOCIATED_SIZE],
+                slot,
+            )
+        self.stranger_count += 1
+        return None

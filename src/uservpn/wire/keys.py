@@ -1,0 +1,53 @@
+"""The shared key, and what is derived from it.
+
+A configured key is 32 random bytes. From it HKDF-SHA256 (RFC 5869) derives one header key
+(AES-256-SIV, RFC 5297: 64 bytes) and, for every (origin, boot, destination), one payload key
+(AES-256-GCM or ChaCha20-Poly1305: 32 bytes). Several keys may be listed: the first seals, all open, so a mesh
+changes its key without going down. There is no forward secrecy: who learns the key reads what was
+recorded (docs/wire.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM, AESSIV, ChaCha20Poly1305
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from uservpn.errors import UsageError
+from uservpn.wire.constants import KEY_SIZE
+
+Aead = AESGCM | ChaCha20Poly1305
+
+
+def _derive(key: bytes, size: int, info: bytes) -> bytes:
+    return HKDF(SHA256(), size, None, info).derive(key)
+
+
+class KeyRing:
+    """The keys of one mesh; immutable. `slot` numbers them from 0, the one that seals."""
+
+    __slots__ = ("_keys", "sivs")
+
+    def __init__(self, keys: Sequence[bytes]) -> None:
+        """Derives the header keys of `keys` (each 32 bytes, at least one).
+
+        Raises:
+            UsageError: no key, or one that is not 32 bytes.
+        """
+        if not keys or any(len(key) != KEY_SIZE for key in keys):
+            raise UsageError(f"keys must be {KEY_SIZE} bytes each, and at least one")
+        self._keys = tuple(keys)
+        self.sivs = tuple(AESSIV(_derive(key, 64, b"uservpn header")) for key in keys)
+
+    def __repr__(self) -> str:
+        """Tells how many keys there are, never what they are."""
+        return f"KeyRing({len(self._keys)} keys)"
+
+    def payload(self, slot: int, origin: int, boot: int, destination: int, chacha: bool) -> Aead:
+        """The cipher for payloads from `origin`, started as `boot`, to `destination`."""
+        suite = b"chacha" if chacha else b"aesgcm"
+        info = b"uservpn payload " + suite + bytes((origin, destination)) + boot.to_bytes(8, "big")
+        key = _derive(self._keys[slot], KEY_SIZE, info)
+        return ChaCha20Poly1305(key) if chacha else AESGCM(key)

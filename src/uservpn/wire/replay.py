@@ -1,0 +1,56 @@
+"""The replay window: no message number has an effect twice.
+
+Each slot of a ring holds the newest "generation" (number // size, plus one) admitted there, and a number is
+admitted only if its generation is greater. Slots only grow, so no number can pass twice; what is more
+than a window behind the newest in its slot counts as seen. No bit is ever cleared (RFC 6479 has to),
+and messages of several paths may arrive in any order within the window.
+"""
+
+from __future__ import annotations
+
+from array import array
+
+from uservpn.wire.constants import WINDOW_MAX, WINDOW_START
+
+
+class ReplayWindow:
+    """Exact duplicate detection for one (origin, boot, destination).
+
+    Memory: 4 bytes a slot, 64 slots at first, doubled as numbers grow, at most 65,536.
+    """
+
+    __slots__ = ("_mask", "_ring", "_shift")
+
+    def __init__(self) -> None:
+        self._ring = array("I", bytes(4 * WINDOW_START))
+        self._mask = WINDOW_START - 1
+        self._shift = WINDOW_START.bit_length() - 1
+
+    def is_new(self, number: int) -> bool:
+        """Would `number` be admitted? Changes nothing: ask before the payload is proved genuine."""
+        return self._ring[number & self._mask] <= number >> self._shift
+
+    def admit(self, number: int) -> bool:
+        """Marks `number` as seen; False if it was (or may have been)."""
+        generation = number >> self._shift
+        slot = number & self._mask
+        if self._ring[slot] > generation:
+            return False
+        self._ring[slot] = generation + 1
+        if generation >= 4 and self._mask + 1 < WINDOW_MAX:
+            self._double()
+        return True
+
+    def _double(self) -> None:
+        """Twice the slots; what the old ring called seen stays seen."""
+        size = self._mask + 1
+        ring = array("I", bytes(8 * size))
+        for slot, generation in enumerate(self._ring):
+            if generation:
+                newest = (generation - 1) * size + slot
+                for number in (newest, newest - size):
+                    if number >= 0:
+                        ring[number & (2 * size - 1)] = number // (2 * size) + 1
+        self._ring = ring
+        self._mask = 2 * size - 1
+        self._shift += 1

@@ -1,0 +1,161 @@
+"""What two nodes share on the wire: numbers, payload keys, boots, and the replay window.
+
+A `Session` is one node's end towards one peer. It seals what goes there and opens what comes from
+there. Once the peer's boot is known every message is *bound* to it (the boot is in the associated data),
+so what was captured before a restart is dead after it. A *first contact*, sent before the boot is known,
+carries its full wall-clock time inside the sealed payload instead; the caller judges it with
+`first_contact_is_fresh` and holds a stale one until the origin has answered a challenge.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from cryptography.exceptions import InvalidTag
+
+from uservpn.types import Buffer
+from uservpn.wire.constants import FLAG_BOUND, FLAG_CHACHA, FRESH_MS, TAG_SIZE
+from uservpn.wire.header import Header, HeaderCodec, pack_fields
+from uservpn.wire.keys import Aead, KeyRing
+from uservpn.wire.replay import ReplayWindow
+
+_TIME_SIZE: Final = 8
+
+
+class FirstContact(NamedTuple):
+    """A payload that was sent before its origin knew our boot."""
+
+    payload: bytes
+    sent_ms: int
+    """The origin's wall clock, milliseconds since 1970."""
+
+
+class Session:
+    """Seals to, and opens from, one peer. Not for relays, which open headers only."""
+
+    __slots__ = (
+        "_aead_out",
+        "_aeads_in",
+        "_codec",
+        "_flags",
+        "_me",
+        "_my_boot",
+        "_my_boot_bytes",
+        "_number",
+        "_peer_boot_bytes",
+        "_ring",
+        "_window",
+        "first_boot",
+        "forged_count",
+        "peer",
+        "peer_boot",
+        "replayed_count",
+    )
+
+    def __init__(
+        self, ring: KeyRing, codec: HeaderCodec, me: int, boot: int, peer: int, chacha: bool
+    ) -> None:
+        self._ring = ring
+        self._codec = codec
+        self._me = me
+        self._my_boot = boot
+        self._my_boot_bytes = boot.to_bytes(8, "big")
+        self.peer = peer
+        self.peer_boot = 0
+        """The newest boot proved alive; 0 while none is."""
+        self.first_boot = 0
+        """The boot that ended our own first-contact phase: the only one whose challenge we echo."""
+        self._peer_boot_bytes = b""
+        self._number = 0
+        self._flags = FLAG_CHACHA if chacha else 0
+        self._aead_out: Aead = ring.payload(0, me, boot, peer, chacha)
+        self._aeads_in: dict[tuple[int, int, int], Aead] = {}
+        self._window = ReplayWindow()
+        self.replayed_count = 0
+        self.forged_count = 0
+
+    def seal(self, kind: int, payload: Buffer, stamp: bytes, wall_ms: int) -> tuple[bytes, bytes]:
+        """Header and sealed payload of a new message; never the same number twice."""
+        number = self._number
+        self._number = number + 1
+        flags = self._flags | kind
+        if self.peer_boot:
+            flags |= FLAG_BOUND
+        else:
+            payload = b"".join((wall_ms.to_bytes(_TIME_SIZE, "big"), payload))
+        fields = pack_fields(
+            flags, self._me, self.peer, len(payload) + TAG_SIZE, self._my_boot, number, stamp
+        )
+        body = self._aead_out.encrypt(
+            number.to_bytes(12, "big"), payload, fields[:21] + self._peer_boot_bytes
+        )
+        return self._codec.seal(fields), body
+
+    def open_bound(self, header: Header, body: Buffer) -> bytes | None:
+        """The payload of a message bound to our boot; None: stale, replayed or forged.
+
+        A higher boot in a message that opens is the peer's restart: `peer_boot` moves.
+        """
+        boot = header.boot
+        if boot < self.peer_boot or (
+            boot == self.peer_boot and not self._window.is_new(header.number)
+        ):
+            self.replayed_count += 1
+            return None
+        payload = self._decrypt(header, body, header.associated + self._my_boot_bytes)
+        if payload is None:
+            return None
+        if boot != self.peer_boot:
+            self._adopt(boot)
+        self._window.admit(header.number)
+        return payload
+
+    def open_first(self, header: Header, body: Buffer) -> FirstContact | None:
+        """Opens a message that is not bound to our boot; changes nothing (see `accept_first`)."""
+        if header.boot < self.peer_boot or (
+            header.boot == self.peer_boot and not self._window.is_new(header.number)
+        ):
+            self.replayed_count += 1
+            return None
+        payload = self._decrypt(header, body, header.associated)
+        if payload is None or len(payload) < _TIME_SIZE:
+            return None
+        return FirstContact(payload[_TIME_SIZE:], int.from_bytes(payload[:_TIME_SIZE], "big"))
+
+    def accept_first(self, header: Header) -> bool:
+        """Acts on a first contact that was found fresh or was confirmed; False: seen before."""
+        if header.boot < self.peer_boot:
+            return False
+        if header.boot != self.peer_boot:
+            self._adopt(header.boot)
+        return self._window.admit(header.number)
+
+    def _adopt(self, boot: int) -> None:
+        if not self.peer_boot:
+            self.first_boot = boot
+        self.peer_boot = boot
+        self._peer_boot_bytes = boot.to_bytes(8, "big")
+        self._window = ReplayWindow()
+        self._aeads_in = {key: aead for key, aead in self._aeads_in.items() if key[1] == boot}
+
+    def _decrypt(self, header: Header, body: Buffer, associated: bytes) -> bytes | None:
+        chacha = header.flags & FLAG_CHACHA
+        key = (header.slot, header.boot, chacha)
+        aead = self._aeads_in.get(key)
+        if aead is None:
+            aead = self._ring.payload(
+                header.slot, self.peer, header.boot, self._me, bool(chacha)
+            )
+        try:
+            payload = aead.decrypt(header.number.to_bytes(12, "big"), body, associated)
+        except InvalidTag:
+            self.forged_count += 1
+            return None
+        if len(self._aeads_in) < 8:  # two boots at most, two suites, a few keys
+            self._aeads_in[key] = aead
+        return payload
+
+
+def first_contact_is_fresh(sent_ms: int, wall_ms: int, started_ms: int) -> bool:
+    """May a first contact be acted on at once, by the receiver's wall clock and start?"""
+    return abs(sent_ms - wall_ms) <= FRESH_MS and sent_ms >= started_ms
