@@ -1,0 +1,250 @@
+"""The TCP link: messages back to back on one connection.
+
+Receiving: one large buffer per link that is read into at its end and parsed from its start; a message is
+opened where it lies, and only a message cut by the buffer's end is ever moved. Sending: one gathering
+write per batch. The kernel is kept from hoarding (TCP_NOTSENT_LOWAT), so that what is urgent
+overtakes in the tunnel's lanes instead of waiting behind megabytes here.
+
+A header that does not open means the bytes are not ours: from then on the connection is read
+and thrown away, nothing is answered, and it ends when the other side gives up (or after a time
+limit), so that a probe learns nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Sequence
+from typing import Final
+
+from uservpn.kit.endpoint import Endpoint
+from uservpn.links.base import LinkCaps, LinkOwner
+from uservpn.types import Buffer
+from uservpn.wire.constants import HEADER_SIZE, KIB, PAYLOAD_SIZE_MAX, TAG_SIZE
+from uservpn.wire.header import Header, HeaderCodec
+
+HIGH_WATER: Final = 512 * KIB
+"""Bytes queued in user space, beyond the kernel's buffer, before the link calls itself full."""
+LOW_WATER: Final = 128 * KIB
+NOT_SENT_MAX: Final = 512 * KIB
+"""Bytes the kernel may hold unsent (TCP_NOTSENT_LOWAT)."""
+MESSAGE_MAX: Final = 256 * KIB
+BUFFER_START: Final = 64 * KIB
+BUFFER_SIZE: Final = 1024 * KIB
+STRANGER_S: Final = 60.0
+"""How long a connection with foreign bytes is read and thrown away."""
+UNPROVEN_S: Final = 20.0
+"""How long an accepted connection may stay without one genuine message."""
+KERNEL_KEEPALIVE_S: Final = 600
+
+CAPS: Final = LinkCaps("tcp", MESSAGE_MAX + TAG_SIZE + KIB, is_ordered=True, is_reliable=True)
+assert CAPS.payload_size_max <= PAYLOAD_SIZE_MAX
+assert HEADER_SIZE + PAYLOAD_SIZE_MAX <= BUFFER_SIZE
+
+
+class TcpLink(asyncio.BufferedProtocol):
+    """One TCP connection to an adjacent node (both `Link` and asyncio protocol)."""
+
+    def __init__(self, codec: HeaderCodec, owner: LinkOwner, accepted: bool) -> None:
+        self.caps = CAPS
+        self.id = owner.new_link_id()
+        self.local = self.remote = ""
+        self.bytes_in = self.bytes_out = 0
+        self._codec = codec
+        self._owner = owner
+        self._accepted = accepted
+        self._transport: asyncio.Transport | None = None
+        self._buffer = bytearray(BUFFER_START)
+        self._view = memoryview(self._buffer)
+        self._start = self._end = 0
+        self._header: Header | None = None
+        self._is_stranger = False
+        self._is_full = False
+        self._is_proven = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    # --- Link ------------------------------------------------------------------------------------
+
+    def room(self) -> int:
+        """Bytes below the high-water mark; 0 while the link is full."""
+        if self._transport is None or self._is_full:
+            return 0
+        return HIGH_WATER - self._transport.get_write_buffer_size()
+
+    def send(self, batch: Sequence[Buffer]) -> None:
+        """One gathering write."""
+        if self._transport is not None and not self._transport.is_closing():
+            self.bytes_out += sum(map(len, batch))
+            self._transport.writelines(list(batch))
+
+    def close(self) -> None:
+        """Closes at once, dropping what is unsent."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    # --- asyncio ---------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Sets the socket up."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        transport.set_write_buffer_limits(HIGH_WATER, LOW_WATER)
+        sock = transport.get_extra_info("socket")
+        tune_socket(sock)
+        self.local = _name(transport.get_extra_info("sockname"))
+        self.remote = _name(transport.get_extra_info("peername"))
+        if self._accepted:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(UNPROVEN_S, self.close)
+            self._owner.link_opened(self)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Room for at least the rest of the message at hand."""
+        return self._view[self._end :]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Hands on every whole message."""
+        self.bytes_in += nbytes
+        if self._is_stranger:
+            return
+        end = self._end = self._end + nbytes
+        start = self._start
+        view = self._view
+        header = self._header
+        while True:
+            if header is None:
+                if end - start < HEADER_SIZE:
+                    break
+                header = self._codec.open(view[start : start + HEADER_SIZE])
+                if header is None:
+                    self._become_stranger()
+                    return
+                start += HEADER_SIZE
+            length = header.length
+            if end - start < length:
+                break
+            if not self._is_proven:
+                self._prove()
+            self._owner.link_message(self, header, view[start : start + length])
+            start += length
+            header = None
+        self._header = header
+        if start == end:
+            self._start = self._end = 0
+        else:
+            self._start = start
+            self._make_space(HEADER_SIZE if header is None else header.length)
+            if header is not None and nbytes >= 16 * KIB:
+                self._owner.link_progress(self)
+        if nbytes >= BUFFER_START // 2 and len(self._buffer) < BUFFER_SIZE:
+            self._move(BUFFER_SIZE)
+
+    def eof_received(self) -> bool:
+        """The other side closed: so do we (a stranger's connection goes with it)."""
+        return False
+
+    def pause_writing(self) -> None:
+        """The write buffer is above its high-water mark."""
+        self._is_full = True
+
+    def resume_writing(self) -> None:
+        """The write buffer has drained."""
+        self._is_full = False
+        self._owner.link_writable(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tells the owner."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._transport = None
+        self._owner.link_closed(self, str(exc) if exc else "closed")
+
+    # --- inside ----------------------------------------------------------------------------------
+
+    def _prove(self) -> None:
+        self._is_proven = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _make_space(self, needed: int) -> None:
+        """Moves the unparsed tail to the front when what is needed would not fit behind it."""
+        if self._start + needed <= len(self._buffer) and self._end < len(self._buffer):
+            return
+        size = len(self._buffer)
+        self._move(BUFFER_SIZE if needed > size or self._end - self._start == size else size)
+
+    def _move(self, size: int) -> None:
+        """A fresh start at offset 0, in a larger buffer if `size` says so."""
+        tail = self._view[self._start : self._end]
+        if size == len(self._buffer):
+            self._view[: len(tail)] = bytes(tail)
+        else:
+            # A new object: the event loop still holds the old one while buffer_updated runs.
+            buffer = bytearray(size)
+            buffer[: len(tail)] = tail
+            self._buffer = buffer
+            self._view = memoryview(buffer)
+        self._end -= self._start
+        self._start = 0
+
+    def _become_stranger(self) -> None:
+        self._is_stranger = True
+        self._start = self._end = 0
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(STRANGER_S, self.close)
+
+
+def tune_socket(sock: socket.socket) -> None:
+    """No delay, a short unsent queue, the kernel's own keep-alive."""
+    options = [
+        (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+        (socket.IPPROTO_TCP, getattr(socket, "TCP_KEEPIDLE", None), KERNEL_KEEPALIVE_S),
+        (socket.IPPROTO_TCP, getattr(socket, "TCP_KEEPINTVL", None), 30),
+        (socket.IPPROTO_TCP, getattr(socket, "TCP_KEEPCNT", None), 4),
+        (socket.IPPROTO_TCP, getattr(socket, "TCP_NOTSENT_LOWAT", 25), NOT_SENT_MAX),
+    ]
+    for level, option, value in options:
+        if option is not None:
+            try:
+                sock.setsockopt(level, option, value)
+            except OSError:
+                continue  # a kernel without it works, only less smoothly
+
+
+def _name(address: object) -> str:
+    if not isinstance(address, tuple):
+        return ""
+    return str(Endpoint("tcp", str(address[0]), int(address[1])))
+
+
+class TcpPlugin:
+    """`tcp://`"""
+
+    scheme = "tcp"
+
+    async def connect(self, endpoint: Endpoint, codec: HeaderCodec, owner: LinkOwner) -> TcpLink:
+        """Opens a connection. Raises OSError."""
+        loop = asyncio.get_running_loop()
+        _, link = await loop.create_connection(
+            lambda: TcpLink(codec, owner, accepted=False), endpoint.host, endpoint.port
+        )
+        return link
+
+    async def serve(
+        self, endpoint: Endpoint, codec: HeaderCodec, owner: LinkOwner
+    ) -> asyncio.AbstractServer:
+        """Listens. Raises OSError."""
+        loop = asyncio.get_running_loop()
+        return await loop.create_server(
+            lambda: TcpLink(codec, owner, accepted=True),
+            endpoint.host,
+            endpoint.port,
+            backlog=256,
+            reuse_address=True,
+        )
+
+
+PLUGIN = TcpPlugin()

@@ -1,0 +1,249 @@
+"""How one node stays in touch with one other: dialling, back-off, liveness, and when it counts as dead.
+
+A `Contact` never sees bytes. It is told that links came up or went down, that the peer was heard, and
+that dials failed; it answers with plans: dial this endpoint, probe that link, give that link up. A
+node that is only known by the links it opened to us (no endpoints) is never dialled.
+
+A peer is *dead* for its streams when every endpoint refuses, or when nothing of it was heard for the
+grace time. (That it is back with a new boot is seen by its session, not here.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Literal, NamedTuple
+
+from uservpn.types import LinkId
+
+BACKOFF_START_S: Final = 0.25
+BACKOFF_MAX_S: Final = 120.0
+BACKOFF_BUSY_MAX_S: Final = 2.0
+"""While streams wait the next attempt is never further away than this."""
+ANSWER_S: Final = 4.0
+"""A link whose peer owes an answer is probed after so long (or 4 round trips), and given up after twice."""
+DIAL_LIMIT_S: Final = 8.0
+
+
+class Dial(NamedTuple):
+    """Open a link to this endpoint."""
+
+    endpoint: str
+
+
+class Probe(NamedTuple):
+    """Send a PROBE (or, when idle, a KEEPALIVE) over this link."""
+
+    link: LinkId
+    is_keepalive: bool
+
+
+class GiveUp(NamedTuple):
+    """Close this link: its peer does not answer."""
+
+    link: LinkId
+
+
+class Dead(NamedTuple):
+    """The peer's streams end now."""
+
+    reason: Literal["refused", "silent"]
+
+
+Plan = Dial | Probe | GiveUp | Dead
+
+
+@dataclass(slots=True)
+class LinkState:
+    """What is known of one open link to the peer."""
+
+    link: LinkId
+    protocol: str
+    dialled: bool
+    endpoint: str
+    up_at: float
+    heard_at: float
+    sent_at: float
+    owed_since: float | None = None
+    """Since when the peer owes an answer on this link; None: it does not."""
+    probed: bool = False
+    rtt_s: float | None = None
+    """Smoothed round trip of this link (RFC 6298, alpha 1/8)."""
+
+
+class Contact:
+    """Links and dials to one peer. `links` is in order of preference: the newest heard from first."""
+
+    def __init__(
+        self,
+        endpoints: tuple[str, ...],
+        *,
+        keepalive_s: float,
+        grace_s: float,
+        jitter: Callable[[float], float],
+    ) -> None:
+        self.endpoints = endpoints
+        self.links: list[LinkState] = []
+        self.has_streams = False
+        self.heard_at: float | None = None
+        self.last_failure = ""
+        self._keepalive_s = keepalive_s
+        self._grace_s = grace_s
+        self._jitter = jitter
+        self._dialling: dict[str, float] = {}
+        self._refused: set[str] = set()
+        self._failures = 0
+        self._dial_at: float | None = None
+        self._lost_at: float | None = None
+        self._plans: list[Plan] = []
+
+    # --- outside events --------------------------------------------------------------------------
+
+    def link_up(
+        self, link: LinkId, protocol: str, endpoint: str, dialled: bool, now: float
+    ) -> None:
+        """A link to the peer is open (for one we did not dial: and proved to be the peer's)."""
+        if not dialled:  # the peer dials one link of a kind at a time: an older one is dead
+            for state in self.links:
+                if not state.dialled and state.protocol == protocol:
+                    self._plans.append(GiveUp(state.link))
+        self._dialling.pop(endpoint, None)
+        state = LinkState(link, protocol, dialled, endpoint, now, now, now)
+        if dialled:
+            state.owed_since = now  # it has to answer once: a wrong key would never
+        self.links.insert(0, state)
+        self._refused.clear()
+        self._dial_at = None
+
+    def link_down(self, link: LinkId, now: float) -> None:
+        """The link is gone; dials again at once if the peer has endpoints."""
+        before = len(self.links)
+        self.links = [state for state in self.links if state.link != link]
+        if before and not self.links:
+            if self._lost_at is None:
+                self._lost_at = now
+            self._refused.clear()
+            if self.endpoints:
+                self._dial_at = now if self._failures == 0 else now + self._backoff()
+
+    def heard(self, state: LinkState, now: float) -> None:
+        """A genuine message came over this link."""
+        self.heard_at = state.heard_at = now
+        self._lost_at = None
+        state.owed_since = None
+        state.probed = False
+        self._failures = 0
+        if self.links[0] is not state:
+            self.links.remove(state)
+            self.links.insert(0, state)
+
+    def progress(self, state: LinkState, now: float) -> None:
+        """Bytes moved on this link, though no whole message yet."""
+        if state.owed_since is not None:
+            state.owed_since = now
+
+    def sent(self, state: LinkState, expects_answer: bool, now: float) -> None:
+        """Something was sent over this link."""
+        state.sent_at = now
+        if expects_answer and state.owed_since is None:
+            state.owed_since = now
+
+    def dial_failed(self, endpoint: str, refused: bool, detail: str, now: float) -> None:
+        """A dial ended without a link."""
+        self._dialling.pop(endpoint, None)
+        self.last_failure = f"{endpoint}: {detail}"
+        if refused:
+            self._refused.add(endpoint)
+        if self._dialling or self.links:
+            return
+        if self.has_streams and self._refused.issuperset(self.endpoints):
+            self._plans.append(Dead("refused"))
+        self._failures += 1
+        self._dial_at = now + self._backoff()
+
+    def measured(self, state: LinkState, rtt_s: float) -> None:
+        """One round trip over this link."""
+        state.rtt_s = rtt_s if state.rtt_s is None else state.rtt_s + (rtt_s - state.rtt_s) / 8
+
+    def want(self, now: float) -> None:
+        """Somebody needs the peer now: no waiting for the back-off."""
+        if not self.links and not self._dialling and self.endpoints:
+            self._dial(now)
+
+    def wake(self, now: float) -> None:
+        """After sleep, or when the network changed: one try of everything, at once."""
+        self._failures = 0
+        for state in self.links:
+            state.owed_since = now
+            state.probed = True
+            self._plans.append(Probe(state.link, False))
+        self.want(now)
+
+    # --- time ------------------------------------------------------------------------------------
+
+    def on_deadline(self, now: float) -> None:
+        """Due work; harmless when early."""
+        if self._dial_at is not None and now >= self._dial_at:
+            self._dial(now)
+        for endpoint, until in list(self._dialling.items()):
+            if now >= until:
+                self.dial_failed(endpoint, False, "no answer in time", now)
+        for state in list(self.links):
+            patience = max(ANSWER_S, 4 * (state.rtt_s or 0.0))
+            if state.owed_since is not None and now >= state.owed_since + 2 * patience:
+                if state.heard_at == state.up_at:
+                    self._failures += 1
+                    self.last_failure = f"{state.endpoint}: connected, but no answer (wrong key?)"
+                self._plans.append(GiveUp(state.link))
+                state.owed_since = None
+            elif (
+                state.owed_since is not None
+                and not state.probed
+                and now >= state.owed_since + patience
+            ):
+                state.probed = True
+                self._plans.append(Probe(state.link, False))
+            elif now >= state.sent_at + self._keepalive_s:
+                state.sent_at = now - self._jitter(self._keepalive_s / 10)
+                self._plans.append(Probe(state.link, True))
+            elif now >= state.heard_at + 2.5 * self._keepalive_s:
+                self._plans.append(GiveUp(state.link))
+                state.heard_at = now
+        if self.has_streams and self._lost_at is not None and now >= self._lost_at + self._grace_s:
+            self._lost_at = None
+            self._plans.append(Dead("silent"))
+
+    def next_deadline(self) -> float | None:
+        """When `on_deadline` wants to be called, monotonic seconds."""
+        times: list[float] = list(self._dialling.values())
+        if self._dial_at is not None:
+            times.append(self._dial_at)
+        for state in self.links:
+            if state.owed_since is not None:
+                patience = max(ANSWER_S, 4 * (state.rtt_s or 0.0))
+                times.append(state.owed_since + (2 * patience if state.probed else patience))
+            times.append(state.sent_at + self._keepalive_s)
+            times.append(state.heard_at + 2.5 * self._keepalive_s)
+        if self.has_streams and self._lost_at is not None:
+            times.append(self._lost_at + self._grace_s)
+        return min(times, default=None)
+
+    def take_plans(self) -> list[Plan]:
+        """What to do now."""
+        plans = self._plans
+        if plans:
+            self._plans = []
+        return plans
+
+    def _dial(self, now: float) -> None:
+        self._dial_at = None
+        self._refused.clear()
+        for endpoint in self.endpoints:
+            if endpoint not in self._dialling:
+                self._dialling[endpoint] = now + DIAL_LIMIT_S
+                self._plans.append(Dial(endpoint))
+
+    def _backoff(self) -> float:
+        most = BACKOFF_BUSY_MAX_S if self.has_streams else BACKOFF_MAX_S
+        delay = min(most, BACKOFF_START_S * 2.0 ** min(self._failures - 1, 16))
+        return delay * (0.5 + self._jitter(0.5))

@@ -1,0 +1,497 @@
+"""The whole core behind one door: what arrives, what leaves, and when to come back.
+
+A `Node` keeps one `Peer` for each node it knows: the wire session, the contact (links, dials,
+liveness) and the tunnel. It routes between them and holds the rules that need all three: who a link belongs
+to, what a first contact may do, and what a new boot ends. Sans-I/O: `now` is monotonic seconds,
+`wall_s` is added to get the wall clock.
+
+The driver's contract, in this order: `receive` for what arrived, `on_deadline` when due,
+`take_transmits` per link with room, `take_events`, then sleep until `next_deadline`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final, Literal, NamedTuple
+
+from uservpn.errors import Fault, PeerFault, StreamFault
+from uservpn.mesh.contact import Contact, Dead, Dial, GiveUp, LinkState, Probe
+from uservpn.tunnel.events import Event
+from uservpn.tunnel.stream import Stream
+from uservpn.tunnel.tunnel import Tunnel
+from uservpn.types import Buffer, LinkId, NodeId
+from uservpn.wire.constants import (
+    FLAG_BOUND,
+    SKEW_LOGGED_MS,
+    STAMP_MASK,
+    TAG_SIZE,
+    Kind,
+)
+from uservpn.wire.header import Header, HeaderCodec
+from uservpn.wire.keys import KeyRing
+from uservpn.wire.session import Session, first_contact_is_fresh
+
+HELD_MAX: Final = 64
+"""First contacts of one origin that wait for its echo; more are dropped (it will ask again)."""
+NOTICE_EVERY_S: Final = 0.2
+CHALLENGE_SIZE: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class NodeOptions:
+    """What a node is told at its start."""
+
+    node: NodeId
+    boot: int
+    servers: Mapping[NodeId, tuple[str, ...]]
+    keepalive_s: float = 600.0
+    grace_s: float = 60.0
+    chacha: bool = False
+
+
+class DialWanted(NamedTuple):
+    """Please open a link to this endpoint of `peer`, then say `link_up` or `dial_failed`."""
+
+    peer: NodeId
+    endpoint: str
+
+
+class CloseWanted(NamedTuple):
+    """Please close this link."""
+
+    link: LinkId
+
+
+class PeerNews(NamedTuple):
+    """Something an operator may want to read; one line of the log."""
+
+    peer: NodeId
+    text: str
+    level: Literal["info", "warning"]
+
+
+NodeEvent = DialWanted | CloseWanted | PeerNews | Event
+
+
+@dataclass(slots=True)
+class LinkEntry:
+    """A link as the node sees it."""
+
+    size_max: int
+    protocol: str
+    remote: str
+    peer: Peer | None = None
+    state: LinkState | None = None
+
+
+class Peer:
+    """All that is known of one other node."""
+
+    def __init__(self, session: Session, contact: Contact, tunnel: Tunnel) -> None:
+        self.id = NodeId(session.peer)
+        self.session = session
+        self.contact = contact
+        self.tunnel = tunnel
+        self.held: list[tuple[Header, bytes, LinkId]] = []
+        self.challenge = b""
+        self.notice_at = 0.0
+        self.probes: dict[bytes, tuple[LinkId, float]] = {}
+        self.outbox: deque[tuple[LinkId, int, bytes, int]] = deque()
+        self.is_greeted = False
+        self.skew_told = False
+        self.fault = ""
+
+
+@dataclass(slots=True)
+class Counters:
+    """Weather and faults, for status."""
+
+    stale: int = 0
+    forged: int = 0
+    misdirected: int = 0
+    peer_faults: int = 0
+
+
+class Node:
+    """The core. Not thread-safe; no method blocks, and bad input never raises out of one."""
+
+    def __init__(
+        self,
+        options: NodeOptions,
+        ring: KeyRing,
+        codec: HeaderCodec,
+        random: Callable[[int], bytes],
+        *,
+        now: float,
+        wall_s: float,
+    ) -> None:
+        self.options = options
+        self.codec = codec
+        self.wall_s = wall_s
+        self.peers: dict[int, Peer] = {}
+        self.links: dict[LinkId, LinkEntry] = {}
+        self.counters = Counters()
+        self._ring = ring
+        self._random = random
+        self._started_ms = int((now + wall_s) * 1000)
+        self._events: list[NodeEvent] = []
+        for peer in options.servers:
+            self._peer(peer)
+
+    # --- commands --------------------------------------------------------------------------------
+
+    def open(self, exit: NodeId, host: str, port: int, owner: object, now: float) -> Stream:
+        """A new stream that leaves the mesh at `exit`.
+
+        Raises:
+            StreamFault: the exit is unknown, or cannot be reached and nothing is being tried.
+        """
+        peer = self.peers.get(exit)
+        if peer is None:
+            raise StreamFault(Fault.EXIT_DEAD, f"node {exit} is not known")
+        if not peer.contact.links and not peer.contact.endpoints:
+            raise StreamFault(Fault.EXIT_DEAD, f"there is no link to node {exit}")
+        stream = peer.tunnel.open(host, port, owner)
+        peer.contact.has_streams = True
+        peer.contact.want(now)
+        return stream
+
+    def tunnel(self, stream: Stream) -> Tunnel:
+        """The tunnel that carries `stream`."""
+        return self.peers[stream.peer].tunnel
+
+    def start(self, now: float) -> None:
+        """Dials the configured servers."""
+        for peer in self.peers.values():
+            peer.contact.want(now)
+
+    def set_servers(self, servers: Mapping[NodeId, tuple[str, ...]], now: float) -> None:
+        """Replaces the configured servers; links and streams of those that stay are untouched."""
+        for peer in self.peers.values():
+            endpoints = servers.get(peer.id, ())
+            if peer.contact.endpoints and not endpoints:
+                for state in peer.contact.links:
+                    if state.dialled:
+                        self._events.append(CloseWanted(state.link))
+                peer.tunnel.abort(Fault.EXIT_DEAD)
+            peer.contact.endpoints = endpoints
+        for node in servers:
+            self._peer(node).contact.want(now)
+
+    def wake(self, now: float) -> None:
+        """The machine slept, or its network changed."""
+        for peer in self.peers.values():
+            peer.contact.wake(now)
+
+    def goodbye(self) -> None:
+        """Tells every linked peer that this node stops."""
+        for peer in self.peers.values():
+            for state in peer.contact.links:
+                peer.outbox.append((state.link, Kind.GOODBYE, b"", 0))
+
+    # --- links -----------------------------------------------------------------------------------
+
+    def link_up(
+        self, link: LinkId, protocol: str, size_max: int, remote: str, now: float,
+        peer: NodeId | None = None, endpoint: str = "",
+    ) -> None:  # fmt: skip
+        """A link is open; `peer` and `endpoint` are given for one that was dialled."""
+        entry = self.links[link] = LinkEntry(size_max - TAG_SIZE - 64, protocol, remote)
+        if peer is not None:
+            self._bind(link, entry, self._peer(peer), True, endpoint, now)
+
+    def link_down(self, link: LinkId, reason: str, now: float) -> None:
+        """A link is gone."""
+        entry = self.links.pop(link, None)
+        if entry is not None and entry.peer is not None:
+            peer = entry.peer
+            peer.contact.link_down(link, now)
+            if not peer.contact.links:
+                text = f"lost the link to node {peer.id} ({entry.remote}): {reason}"
+                self._events.append(PeerNews(peer.id, text, "info"))
+
+    def dial_failed(
+        self, peer: NodeId, endpoint: str, refused: bool, detail: str, now: float
+    ) -> None:
+        """A wanted dial did not lead to a link."""
+        self.peers[peer].contact.dial_failed(endpoint, refused, detail, now)
+
+    def link_progress(self, link: LinkId, now: float) -> None:
+        """Bytes of a large message moved on this link."""
+        entry = self.links.get(link)
+        if entry is not None and entry.peer is not None and entry.state is not None:
+            entry.peer.contact.progress(entry.state, now)
+
+    def receive(self, link: LinkId, header: Header, body: Buffer, now: float) -> None:
+        """A message whose header is genuine. Stale, forged and foreign ones have no effect."""
+        if header.destination != self.options.node or header.origin == self.options.node:
+            self.counters.misdirected += 1
+            return
+        peer = self._peer(NodeId(header.origin))
+        session = peer.session
+        boot = session.peer_boot
+        if header.flags & FLAG_BOUND:
+            payload = session.open_bound(header, body)
+            if payload is None:
+                self._not_opened(peer, link, header, now)
+                return
+        else:
+            first = session.open_first(header, body)
+            if first is None:
+                self.counters.stale += 1
+                return
+            self._note_skew(peer, first.sent_ms, now)
+            wall_ms = int((now + self.wall_s) * 1000)
+            if not first_contact_is_fresh(first.sent_ms, wall_ms, self._started_ms):
+                self._hold(peer, link, header, first.payload, now)
+                return
+            if not session.accept_first(header):
+                return
+            payload = first.payload
+        if session.peer_boot != boot:
+            self._new_boot(peer, boot)
+        self._act(peer, link, header.kind, payload, now)
+
+    # --- time ------------------------------------------------------------------------------------
+
+    def on_deadline(self, now: float) -> None:
+        """Due work of every part; harmless when early."""
+        for peer in self.peers.values():
+            peer.contact.has_streams = bool(peer.tunnel.streams)
+            peer.contact.on_deadline(now)
+            if peer.contact.links:
+                peer.tunnel.on_deadline(now)
+            self._follow(peer, now)
+
+    def next_deadline(self) -> float | None:
+        """When `on_deadline` wants to be called."""
+        soonest: float | None = None
+        for peer in self.peers.values():
+            peer.contact.has_streams = bool(peer.tunnel.streams)
+            due = peer.contact.next_deadline()
+            if due is not None and (soonest is None or due < soonest):
+                soonest = due
+            if peer.contact.links:
+                due = peer.tunnel.next_deadline()
+                if due is not None and (soonest is None or due < soonest):
+                    soonest = due
+        return soonest
+
+    # --- takes -----------------------------------------------------------------------------------
+
+    def take_events(self, now: float) -> list[NodeEvent]:
+        """What happened, in order per tunnel."""
+        events = self._events
+        self._events = []
+        for peer in self.peers.values():
+            self._follow(peer, now)
+            events += peer.tunnel.take_events()
+        events += self._events
+        self._events = []
+        return events
+
+    def take_transmits(
+        self, room: Callable[[LinkId], int], now: float
+    ) -> list[tuple[LinkId, list[bytes]]]:
+        """Per link, sealed headers and payloads in the order to send them."""
+        out: list[tuple[LinkId, list[bytes]]] = []
+        for peer in self.peers.values():
+            tunnel = peer.tunnel
+            if not peer.outbox and not tunnel.has_outgoing():
+                continue
+            wall = now + self.wall_s
+            wall_ms = int(wall * 1000)
+            stamp = (wall_ms & STAMP_MASK).to_bytes(3, "big")
+            seal = peer.session.seal
+            while peer.outbox:
+                link, kind, payload, boot = peer.outbox.popleft()
+                if link in self.links:
+                    out.append((link, list(seal(kind, payload, stamp, wall_ms, boot))))
+                    entry = self.links[link]
+                    if entry.state is not None:
+                        peer.contact.sent(entry.state, kind == Kind.PROBE, now)
+            links = peer.contact.links
+            if not links:
+                continue
+            state = links[0]
+            entry = self.links[state.link]
+            messages = tunnel.take_messages(room(state.link), entry.size_max, state.link, now)
+            if messages:
+                batch: list[bytes] = []
+                for kind, data in messages:
+                    batch += seal(kind, data, stamp, wall_ms)
+                out.append((state.link, batch))
+                peer.contact.sent(state, tunnel.cache_size > 0, now)
+        return out
+
+    # --- inside ----------------------------------------------------------------------------------
+
+    def _peer(self, node: NodeId) -> Peer:
+        peer = self.peers.get(node)
+        if peer is None:
+            options = self.options
+            session = Session(
+                self._ring, self.codec, options.node, options.boot, node, options.chacha
+            )
+            contact = Contact(
+                options.servers.get(node, ()),
+                keepalive_s=options.keepalive_s,
+                grace_s=options.grace_s,
+                jitter=self._jitter,
+            )
+            peer = self.peers[node] = Peer(session, contact, self._new_tunnel(node))
+        return peer
+
+    def _new_tunnel(self, node: NodeId) -> Tunnel:
+        return Tunnel(self.options.node, node, self._random_below)
+
+    def _random_below(self, limit: int) -> int:
+        return int.from_bytes(self._random(4), "big") % limit
+
+    def _jitter(self, span: float) -> float:
+        return self._random_below(1 << 20) / (1 << 20) * span
+
+    def _bind(
+        self, link: LinkId, entry: LinkEntry, peer: Peer, dialled: bool, endpoint: str, now: float
+    ) -> None:
+        """From now on this link is one of `peer`'s."""
+        was_linked = bool(peer.contact.links)
+        peer.contact.link_up(link, entry.protocol, endpoint, dialled, now)
+        entry.peer = peer
+        entry.state = peer.contact.links[0]
+        if not was_linked or not dialled:
+            peer.tunnel.link_up()
+        if dialled:
+            self._probe(peer, link, now)
+
+    def _probe(self, peer: Peer, link: LinkId, now: float) -> None:
+        token = self._random(8)
+        if len(peer.probes) > 16:
+            peer.probes.clear()
+        peer.probes[token] = (link, now)
+        pad = bytes(self._random_below(64))
+        peer.outbox.append((link, Kind.PROBE, token + pad, 0))
+
+    def _follow(self, peer: Peer, now: float) -> None:
+        """Carries out what the contact planned."""
+        for plan in peer.contact.take_plans():
+            match plan:
+                case Dial(endpoint):
+                    self._events.append(DialWanted(peer.id, endpoint))
+                case Probe(link, True):
+                    peer.outbox.append((link, Kind.KEEPALIVE, bytes(self._random_below(64)), 0))
+                case Probe(link, False):
+                    self._probe(peer, link, now)
+                case GiveUp(link):
+                    self._events.append(CloseWanted(link))
+                case Dead(reason):
+                    text = f"node {peer.id} is dead ({reason}); {peer.contact.last_failure}"
+                    self._end_streams(peer, text)
+
+    def _end_streams(self, peer: Peer, text: str) -> None:
+        """Every stream to the peer ends; a fresh tunnel takes over, under the same boots.
+
+        The sequence starts anew at both ends only with a new boot, so an abort between living
+        boots resets each stream instead.
+        """
+        self._events.append(PeerNews(peer.id, text, "warning"))
+        tunnel = peer.tunnel
+        for stream in list(tunnel.streams.values()):
+            tunnel.fail(stream, Fault.EXIT_DEAD)
+
+    def _new_boot(self, peer: Peer, old: int) -> None:
+        """The peer was started anew (or is heard for the first time)."""
+        peer.held.clear()
+        peer.challenge = b""
+        if old:
+            text = f"node {peer.id} has restarted; its connections end"
+            self._events.append(PeerNews(peer.id, text, "warning"))
+            peer.tunnel.abort(Fault.EXIT_DEAD)
+            self._events += peer.tunnel.take_events()
+            peer.tunnel = self._new_tunnel(peer.id)
+
+    def _not_opened(self, peer: Peer, link: LinkId, header: Header, now: float) -> None:
+        """A bound message that did not open: bound to a boot of ours that is gone, or forged."""
+        self.counters.stale += 1
+        known = peer.session.peer_boot
+        if header.boot < known or (header.boot == known and peer.is_greeted):
+            return  # it knows our boot: replayed or damaged
+        if now < peer.notice_at:
+            return
+        peer.notice_at = now + NOTICE_EVERY_S
+        self._reply_unproven(peer, link, header, Kind.NOTICE, b"")
+
+    def _reply_unproven(
+        self, peer: Peer, link: LinkId, header: Header, kind: int, payload: bytes
+    ) -> None:
+        """An answer to an origin whose boot is claimed, not yet proved: sealed for that boot."""
+        peer.outbox.append((link, kind, payload + bytes(self._random_below(64)), header.boot))
+
+    def _hold(
+        self, peer: Peer, link: LinkId, header: Header, payload: bytes, now: float
+    ) -> None:
+        """A stale first contact waits until its origin has echoed a random value."""
+        if len(peer.held) < HELD_MAX:
+            peer.held.append((header, payload, link))
+        if not peer.challenge:
+            peer.challenge = self._random(CHALLENGE_SIZE)
+        if now >= peer.notice_at:
+            peer.notice_at = now + NOTICE_EVERY_S
+            self._reply_unproven(peer, link, header, Kind.CHALLENGE, peer.challenge)
+
+    def _act(self, peer: Peer, link: LinkId, kind: int, payload: bytes, now: float) -> None:
+        """A message that is genuine, fresh and for us."""
+        peer.is_greeted = True
+        entry = self.links.get(link)
+        if entry is None:
+            return
+        if entry.peer is not peer:
+            if entry.peer is not None:
+                self.counters.misdirected += 1
+                return
+            self._bind(link, entry, peer, False, entry.remote, now)
+        assert entry.state is not None
+        peer.contact.heard(entry.state, now)
+        if kind in (Kind.DATA, Kind.SINK):
+            try:
+                peer.tunnel.receive(kind, payload, now)
+            except PeerFault as fault:
+                self.counters.peer_faults += 1
+                self._end_streams(peer, f"node {peer.id} broke the protocol: {fault}")
+                self._events.append(CloseWanted(link))
+        elif kind == Kind.PROBE:
+            peer.outbox.append((link, Kind.ANSWER, payload[:8] + bytes(self._random_below(64)), 0))
+        elif kind == Kind.ANSWER:
+            probe = peer.probes.pop(payload[:8], None)
+            if probe is not None and probe[0] == link:
+                peer.contact.measured(entry.state, now - probe[1])
+                peer.tunnel.rtt_s = entry.state.rtt_s or peer.tunnel.rtt_s
+        elif kind == Kind.CHALLENGE:
+            if peer.session.first_boot == peer.session.peer_boot:
+                peer.outbox.append((link, Kind.ECHO, payload[:CHALLENGE_SIZE], 0))
+        elif kind == Kind.ECHO:
+            self._release_held(peer, payload, now)
+        elif kind == Kind.GOODBYE:
+            self._end_streams(peer, f"node {peer.id} stops")
+            self._events.append(CloseWanted(link))
+
+    def _release_held(self, peer: Peer, payload: bytes, now: float) -> None:
+        if not peer.challenge or payload[:CHALLENGE_SIZE] != peer.challenge:
+            return
+        held = peer.held
+        peer.held = []
+        peer.challenge = b""
+        for header, first, link in held:
+            if header.boot == peer.session.peer_boot and peer.session.accept_first(header):
+                self._act(peer, link, header.kind, first, now)
+
+    def _note_skew(self, peer: Peer, sent_ms: int, now: float) -> None:
+        skew_ms = sent_ms - int((now + self.wall_s) * 1000)
+        if abs(skew_ms) > SKEW_LOGGED_MS and not peer.skew_told:
+            peer.skew_told = True
+            side = "ahead of" if skew_ms > 0 else "behind"
+            minutes = abs(skew_ms) / 60_000
+            text = f"the clock of node {peer.id} is {minutes:.0f} min {side} this node's"
+            self._events.append(PeerNews(peer.id, text, "warning"))

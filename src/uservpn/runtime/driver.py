@@ -1,0 +1,301 @@
+"""The one loop around the core: sockets and timers on one side, `Node` on the other.
+
+Whatever happens on the event loop is handed to the node at once and followed by *one* flush per loop
+turn: due deadlines, sealed messages to their links, events to their owners, and one timer for the
+next deadline. An idle node has exactly that timer and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from uservpn.errors import Fault
+from uservpn.kit.endpoint import Endpoint
+from uservpn.links.base import Link, LinkPlugin
+from uservpn.node.node import CloseWanted, DialWanted, Node, PeerNews
+from uservpn.runtime.clock import monotonic, suspended_for, wall_offset
+from uservpn.runtime.pump import Pump
+from uservpn.tunnel.events import Data, Finished, Offered, Opened, Reset, Room
+from uservpn.tunnel.stream import Stream
+from uservpn.types import Buffer, LinkId, NodeId
+from uservpn.wire.header import Header
+
+log: Final = logging.getLogger("uservpn")
+_EPSILON_S: Final = 0.002
+"""Timers may fire a little early: what is due within this is due (else the loop would spin)."""
+_SLEPT_S: Final = 1.0
+
+
+class Driver:
+    """Drives one node. Constructed complete; `start` listens and dials, `close` ends all."""
+
+    def __init__(
+        self,
+        node: Node,
+        plugins: Mapping[str, LinkPlugin],
+        loop: asyncio.AbstractEventLoop,
+        offer: Callable[[Stream, str, int], None] | None,
+    ) -> None:
+        self.node = node
+        self.loop = loop
+        self.offer = offer
+        self.links: dict[LinkId, Link] = {}
+        self.listening: dict[str, asyncio.AbstractServer] = {}
+        self._plugins = plugins
+        self._last_link = 0
+        self._flush_handle: asyncio.Handle | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._wall_at = 0.0
+        self._suspended = suspended_for()
+        self._is_closed = False
+
+    # --- life ------------------------------------------------------------------------------------
+
+    async def listen(self, endpoint: Endpoint) -> None:
+        """Listens on one more endpoint. Raises OSError."""
+        plugin = self._plugins[endpoint.protocol]
+        self.listening[str(endpoint)] = await plugin.serve(endpoint, self.node.codec, self)
+
+    def unlisten(self, endpoint: Endpoint) -> None:
+        """Stops listening; links that stand are not touched."""
+        server = self.listening.pop(str(endpoint), None)
+        if server is not None:
+            server.close()
+
+    def start(self) -> None:
+        """Dials the configured servers."""
+        self.node.start(monotonic())
+        self.kick()
+
+    async def close(self) -> None:
+        """Says goodbye, closes every link and listener."""
+        self.node.goodbye()
+        self._flush()
+        self._is_closed = True
+        for server in self.listening.values():
+            server.close()
+        await asyncio.sleep(0)
+        for link in list(self.links.values()):
+            link.close()
+        for task in list(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=2)
+        for handle in (self._timer, self._flush_handle):
+            if handle is not None:
+                handle.cancel()
+
+    # --- streams (called by entry, exit and pumps) -----------------------------------------------
+
+    def open(self, exit: NodeId, host: str, port: int, owner: object) -> Stream:
+        """A stream that leaves the mesh at `exit`. Raises StreamFault."""
+        stream = self.node.open(exit, host, port, owner, monotonic())
+        self.kick()
+        return stream
+
+    def accept(self, stream: Stream, owner: Pump, detail: bytes = b"") -> None:
+        """The exit's connection stands: bytes flow."""
+        owner.attach(stream)
+        self.node.tunnel(stream).accept(stream, detail)
+        self.kick()
+
+    def refuse(self, stream: Stream, fault: Fault, detail: bytes = b"") -> None:
+        """The exit could not connect."""
+        stream.owner = None
+        self.node.tunnel(stream).refuse(stream, fault, detail)
+        self.kick()
+
+    def write(self, stream: Stream, chunk: Buffer) -> bool:
+        """Queues a copy; False: wait for `stream_room`."""
+        self.kick()
+        return self.node.peers[stream.peer].tunnel.write(stream, chunk)
+
+    def finish(self, stream: Stream) -> None:
+        """No more will be written."""
+        self.node.tunnel(stream).finish(stream)
+        self.kick()
+
+    def reset(self, stream: Stream, fault: Fault) -> None:
+        """Ends the stream now."""
+        self.node.tunnel(stream).reset(stream, fault)
+        self.kick()
+
+    def consumed(self, stream: Stream, size: int) -> None:
+        """Delivered bytes have gone on."""
+        self.node.peers[stream.peer].tunnel.consumed(stream, size, monotonic())
+        self.kick()
+
+    # --- LinkOwner -------------------------------------------------------------------------------
+
+    def new_link_id(self) -> LinkId:
+        """A fresh number."""
+        self._last_link += 1
+        return LinkId(self._last_link)
+
+    def link_opened(self, link: Link) -> None:
+        """Somebody opened a link to us."""
+        self._add(link)
+        caps = link.caps
+        self.node.link_up(
+            link.id, caps.protocol, caps.payload_size_max, link.remote, monotonic()
+        )
+
+    def link_message(self, link: Link, header: Header, body: Buffer) -> None:
+        """A message with a genuine header."""
+        self.node.receive(link.id, header, body, monotonic())
+        self.kick()
+
+    def link_progress(self, link: Link) -> None:
+        """Part of a large message arrived."""
+        self.node.link_progress(link.id, monotonic())
+
+    def link_writable(self, link: Link) -> None:
+        """The link takes more."""
+        self.node.link_progress(link.id, monotonic())
+        self.kick()
+
+    def link_closed(self, link: Link, reason: str) -> None:
+        """The link is gone."""
+        if self.links.pop(link.id, None) is not None:
+            self.node.link_down(link.id, reason, monotonic())
+            self.kick()
+
+    # --- the loop --------------------------------------------------------------------------------
+
+    def kick(self) -> None:
+        """One flush at the end of this turn of the event loop."""
+        if self._flush_handle is None and not self._is_closed:
+            self._flush_handle = self.loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flush_handle = None
+        node = self.node
+        now = monotonic()
+        if now - self._wall_at > 1.0:
+            self._wall_at = now
+            node.wall_s = wall_offset()
+            self._notice_sleep(now)
+        deadline = node.next_deadline()
+        if deadline is not None and deadline <= now + _EPSILON_S:
+            node.on_deadline(now + _EPSILON_S)
+        for _ in range(4):  # events make messages, messages make room: a few rounds, then the loop
+            for link_id, batch in node.take_transmits(self._room, now):
+                link = self.links.get(link_id)
+                if link is not None:
+                    link.send(batch)
+            events = node.take_events(now)
+            if not events:
+                break
+            for event in events:
+                _HANDLERS[type(event)](self, event)
+        else:
+            self.kick()
+        self._arm(node.next_deadline(), now)
+
+    def _arm(self, deadline: float | None, now: float) -> None:
+        if deadline is None:
+            return  # a timer that is armed fires once more, for nothing: cheaper than cancelling
+        if self._timer is not None:
+            if self._timer_at <= deadline + _EPSILON_S and self._timer_at > now:
+                return
+            self._timer.cancel()
+        self._timer_at = deadline
+        self._timer = self.loop.call_later(max(0.001, deadline - now), self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._flush() if self._flush_handle is None else None
+
+    def _room(self, link_id: LinkId) -> int:
+        link = self.links.get(link_id)
+        return 0 if link is None else link.room()
+
+    def _notice_sleep(self, now: float) -> None:
+        suspended = suspended_for()
+        if suspended - self._suspended > _SLEPT_S:
+            log.info("the machine slept for %.0f s: trying every peer", suspended - self._suspended)
+            self.node.wake(now)
+        self._suspended = suspended
+
+    def _add(self, link: Link) -> None:
+        self.links[link.id] = link
+
+    # --- events ----------------------------------------------------------------------------------
+
+    def _on_dial(self, event: DialWanted) -> None:
+        if not self._is_closed:
+            task = self.loop.create_task(self._dial(event.peer, event.endpoint))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _dial(self, peer: NodeId, text: str) -> None:
+        endpoint = Endpoint.parse(text)
+        try:
+            plugin = self._plugins[endpoint.protocol]
+            link = await asyncio.wait_for(
+                plugin.connect(endpoint, self.node.codec, self), timeout=8.0
+            )
+        except (OSError, TimeoutError) as error:
+            refused = isinstance(error, ConnectionRefusedError)
+            detail = "no answer in time" if isinstance(error, TimeoutError) else str(error)
+            self.node.dial_failed(peer, text, refused, detail, monotonic())
+            self.kick()
+            return
+        self._add(link)
+        caps = link.caps
+        self.node.link_up(
+            link.id, caps.protocol, caps.payload_size_max, link.remote, monotonic(), peer, text
+        )
+        self.kick()
+
+    def _on_close(self, event: CloseWanted) -> None:
+        link = self.links.get(event.link)
+        if link is not None:
+            link.close()
+
+    def _on_news(self, event: PeerNews) -> None:
+        log.log(logging.WARNING if event.level == "warning" else logging.INFO, event.text)
+
+    def _on_offered(self, event: Offered) -> None:
+        if self.offer is None:
+            self.refuse(event.stream, Fault.NOT_ALLOWED)
+        else:
+            self.offer(event.stream, event.host, event.port)
+
+    def _on_opened(self, event: Opened) -> None:
+        if event.stream.owner is not None:
+            event.stream.owner.stream_opened(event.fault, event.detail)
+
+    def _on_data(self, event: Data) -> None:
+        if event.stream.owner is not None:
+            event.stream.owner.stream_data(event.chunk)
+
+    def _on_room(self, event: Room) -> None:
+        if event.stream.owner is not None:
+            event.stream.owner.stream_room()
+
+    def _on_finished(self, event: Finished) -> None:
+        if event.stream.owner is not None:
+            event.stream.owner.stream_finished()
+
+    def _on_reset(self, event: Reset) -> None:
+        if event.stream.owner is not None:
+            event.stream.owner.stream_reset(event.fault)
+
+
+_HANDLERS: Final[dict[type, Callable[..., None]]] = {
+    DialWanted: Driver._on_dial,
+    CloseWanted: Driver._on_close,
+    PeerNews: Driver._on_news,
+    Offered: Driver._on_offered,
+    Opened: Driver._on_opened,
+    Data: Driver._on_data,
+    Room: Driver._on_room,
+    Finished: Driver._on_finished,
+    Reset: Driver._on_reset,
+}

@@ -1,0 +1,39 @@
+"""Every limit of a tunnel, and what happens there."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from uservpn.wire.constants import KIB, MIB, PAYLOAD_SIZE_MAX, TAG_SIZE
+
+EARLY_SIZE: Final = 64 * KIB
+"""Credit an opener has before the exit's first grant (docs/wire.md); more waits."""
+WINDOW_START: Final = 256 * KIB
+WINDOW_MAX: Final = 16 * MIB
+"""Receive window of one stream: starts here, doubles while the path empties it, ends there."""
+WINDOW_SUM_MAX: Final = 1024 * MIB
+"""Receive windows of all streams together: beyond it none grows."""
+CACHE_MAX: Final = 64 * MIB
+"""Resend cache of one tunnel: full means no new data until the sink confirms; push back."""
+QUEUE_STREAM_MAX: Final = 512 * KIB
+QUEUE_MAX: Final = 8 * MIB
+"""Chunks waiting to be sent, per stream and per tunnel: beyond it `write` returns False."""
+FRESH_SIZE: Final = 64 * KIB
+"""A stream is "new or interactive", and goes ahead, until it has sent this much without a pause."""
+SMALL_CHUNK: Final = 8 * KIB
+"""Chunks up to this size are joined into one message with others."""
+ACK_COUNT: Final = 64
+ACK_SIZE: Final = 2 * MIB
+ACK_DELAY_S: Final = 0.1
+"""The sink reports after so many messages, or bytes, or this long after the first unreported one."""
+ASK_DELAY_S: Final = 1.0
+"""Nothing confirmed for so long (or 4 round trips): the sender asks for a report, doubling to 8 s."""
+PAD_BELOW: Final = 256
+"""Messages shorter than this are padded by up to PAD_MAX bytes."""
+PAD_MAX: Final = 96
+HELD_EARLY_MAX: Final = 256
+"""Streams whose DATA may overtake their OPEN."""
+
+assert WINDOW_START >= EARLY_SIZE
+assert 2 * QUEUE_STREAM_MAX < CACHE_MAX
+assert PAYLOAD_SIZE_MAX > 256 * KIB + TAG_SIZE + 64

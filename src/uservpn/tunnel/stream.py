@@ -1,0 +1,73 @@
+"""One proxied connection inside a tunnel: offsets, credit, and what waits in between.
+
+Offsets count the bytes of one direction from 0. `send_limit` is the credit the sink gave us;
+`recv_limit` is what we gave. A stream leaves its tunnel when both directions are done, or at once when it is
+reset.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from uservpn.types import Buffer
+
+
+class Stream:
+    """State of one stream; owned by its tunnel. `owner` belongs to whoever drives the tunnel."""
+
+    __slots__ = (
+        "consumed",
+        "final",
+        "granted_at",
+        "held",
+        "id",
+        "in_lane",
+        "is_blocked",
+        "is_known",
+        "is_mine",
+        "is_over",
+        "owner",
+        "peer",
+        "queue",
+        "queue_size",
+        "recv_done",
+        "recv_limit",
+        "recv_offset",
+        "recv_window",
+        "send_done",
+        "send_fin",
+        "send_limit",
+        "send_offset",
+        "sent_size",
+    )
+
+    def __init__(self, stream_id: int, peer: int, is_mine: bool, window: int) -> None:
+        self.id = stream_id
+        self.peer = peer
+        self.is_mine = is_mine
+        """We opened it."""
+        self.is_known = is_mine
+        """False while only DATA that overtook its OPEN has come."""
+        self.is_over = False
+        self.owner: object = None
+        self.queue: deque[bytearray] | None = None
+        """Framed chunks that wait to be sent (SEQ_DATA_HEAD, then bytes)."""
+        self.queue_size = 0
+        self.send_offset = 0
+        """Offset behind the last byte queued."""
+        self.sent_size = 0
+        """Offset behind the last byte sent."""
+        self.send_limit = 0
+        self.send_fin = False
+        self.send_done = False
+        self.is_blocked = False
+        self.in_lane = False
+        self.recv_offset = 0
+        self.recv_window = window
+        self.recv_limit = window
+        self.consumed = 0
+        self.granted_at = 0.0
+        self.held: dict[int, Buffer] | None = None
+        """Bytes that arrived ahead of a gap, by offset."""
+        self.final = -1
+        self.recv_done = False

@@ -1,0 +1,260 @@
+"""Laws of the tunnel and of first contacts, in simulated time with the shipped `Node`."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from uservpn.errors import Fault, StreamFault
+from world import KEY, World, pair
+
+
+def _exchange(world, client, server, size, seconds=600.0):
+    rng = random.Random(size)
+    up, down = rng.randbytes(size), rng.randbytes(size)
+    stream = client.node.open(1, "site.test", 80, None, world.now)
+    client.send(stream, up, finish=True)
+    world.settle(client)
+    while not server.offered:
+        world.run(0.01)
+    server.send(server.offered[0][0], down, finish=True)
+    world.settle(server)
+    world.run(seconds)
+    assert bytes(server.received.get(stream.id, b"")) == up
+    assert bytes(client.received.get(stream.id, b"")) == down
+    assert stream.id in client.finished and stream.id in server.finished
+    assert client.opened[stream.id] is Fault.NONE
+    assert not client.node.tunnel(stream).streams and not server.node.peers[7].tunnel.streams
+    assert client.node.tunnel(stream).cache_size == 0
+
+
+def test_bytes_arrive_both_ways_and_the_cache_empties():
+    _exchange(*pair(), 3_000_000)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_loss_reordering_and_duplication_lose_no_byte(seed):
+    """Gaps are asked for and resent; nothing arrives twice."""
+    _exchange(*pair(seed=seed, loss=0.1, dup=0.1, reorder=0.3), 400_000, 3000.0)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_ten_cuts_in_the_middle_lose_no_byte(seed):
+    """A link that drops and comes back resumes every connection (R19, R20)."""
+    world, client, server = pair(seed=seed, delay=0.02)
+    data = random.Random(seed).randbytes(20_000_000)
+    stream = client.node.open(1, "site.test", 80, None, world.now)
+    client.send(stream, data, finish=True)
+    world.settle(client)
+    rng = random.Random(seed)
+    for _ in range(10):
+        world.run(rng.random() * 0.3)
+        world.cut_all()
+        world.settle(client)
+    world.run(60)
+    assert bytes(server.received[stream.id]) == data
+    assert stream.id in server.finished
+    assert not client.resets
+
+
+def test_the_first_message_carries_data():
+    """No handshake: OPEN and the first bytes are in the first message (R24)."""
+    world, client, server = pair()
+    stream = client.node.open(1, "site.test", 80, None, world.now)
+    client.send(stream, b"hello")
+    world.settle(client)
+    assert not world.tap  # the link is not up yet
+    world.run(0.051)  # connected
+    world.run(0.051)  # one flight
+    assert bytes(server.received[stream.id]) == b"hello"
+
+
+def test_a_refused_dial_is_told_and_ends_the_stream():
+    world, client, server = pair()
+    stream = client.node.open(1, "refuse.test", 80, None, world.now)
+    world.settle(client)
+    world.run(1)
+    assert client.opened[stream.id] is Fault.REFUSED
+    assert not client.node.tunnel(stream).streams
+
+
+def test_a_reader_that_stopped_stalls_only_its_own_stream():
+    world, client, server = pair()
+    server.consume = False
+    slow = client.node.open(1, "slow.test", 80, None, world.now)
+    client.send(slow, bytes(5_000_000))
+    world.settle(client)
+    world.run(5)
+    assert len(server.received[slow.id]) <= 256 * 1024
+    server.consume = True
+    fast = client.node.open(1, "fast.test", 80, None, world.now)
+    client.send(fast, bytes(2_000_000), finish=True)
+    world.settle(client)
+    world.run(5)
+    assert len(server.received[fast.id]) == 2_000_000
+    assert len(server.received[slow.id]) <= 256 * 1024
+
+
+def test_a_cancelled_download_stops_within_a_round_trip():
+    world, client, server = pair()
+    stream = client.node.open(1, "site.test", 80, None, world.now)
+    world.settle(client)
+    world.run(0.3)
+    server.send(server.offered[0][0], bytes(30_000_000))
+    world.settle(server)
+    world.run(0.5)
+    client.node.tunnel(stream).reset(stream, Fault.CANCELLED)
+    world.settle(client)
+    world.run(0.051)
+    assert server.resets[stream.id] is Fault.CANCELLED
+    before = len(world.tap)
+    world.run(2)
+    assert len(world.tap) - before < 20  # reports, no data
+
+
+def test_a_restarted_server_ends_its_streams_at_once():
+    """A new boot is noticed with the first message after the restart (R39)."""
+    world, client, server = pair()
+    stream = client.node.open(1, "site.test", 80, None, world.now)
+    world.settle(client)
+    world.run(1)
+    world.crash(1)
+    world.members.pop(1)
+    world.add(1, boot=2000)
+    world.run(3)
+    assert client.resets[stream.id] is Fault.EXIT_DEAD
+    assert any("restarted" in text for text in client.news)
+    again = client.node.open(1, "site.test", 80, None, world.now)
+    client.send(again, b"again")
+    world.settle(client)
+    world.run(1)
+    assert bytes(world.members[1].received[again.id]) == b"again"
+
+
+def test_a_server_that_refuses_is_dead_at_once():
+    world, client, _ = pair()
+    stream = client.node.open(1, "site.test", 80, None, world.now)
+    world.settle(client)
+    world.run(1)
+    world.crash(1)
+    world.run(1)
+    assert client.resets[stream.id] is Fault.EXIT_DEAD
+
+
+def test_a_silent_server_is_dead_after_the_grace_time_not_before():
+    world, client, server = pair()
+    stream = client.node.open(1, "site.test", 80, None, world.now)
+    world.settle(client)
+    world.run(1)
+    world.black_hole = True
+    client.send(stream, b"anybody there?")
+    world.settle(client)
+    world.run(50)
+    assert stream.id not in client.resets
+    world.run(120)
+    assert client.resets[stream.id] is Fault.EXIT_DEAD
+
+
+def test_a_black_hole_shorter_than_the_grace_time_costs_nothing():
+    world, client, server = pair()
+    stream = client.node.open(1, "site.test", 80, None, world.now)
+    world.settle(client)
+    world.run(1)
+    world.black_hole = True
+    client.send(stream, b"still here", finish=True)
+    world.settle(client)
+    world.run(20)
+    world.black_hole = False
+    world.run(40)
+    assert bytes(server.received[stream.id]) == b"still here"
+
+
+def test_a_clock_wrong_by_an_hour_works_one_round_trip_later_and_is_named():
+    world = World()
+    server = world.add(1)
+    client = world.add(7, {1: ("sim://1",)}, skew_s=3600.0)
+    stream = client.node.open(1, "site.test", 80, None, world.now)
+    client.send(stream, b"late", finish=True)
+    world.settle(client)
+    world.run(0.11)
+    assert not server.offered  # held
+    world.run(0.25)
+    assert bytes(server.received[stream.id]) == b"late"
+    assert any("60 min ahead" in text for text in server.news)
+
+
+def test_a_first_contact_replayed_to_a_restarted_node_has_no_effect():
+    """Captured before the restart, dead after it."""
+    world, client, server = pair()
+    stream = client.node.open(1, "site.test", 80, None, world.now)
+    client.send(stream, b"pay 100")
+    world.settle(client)
+    world.run(1)
+    captured = list(world.tap)
+    assert bytes(server.received[stream.id]) == b"pay 100"
+    world.crash(7)
+    world.crash(1)
+    world.members.pop(1)
+    world.run(1)
+    fresh = world.add(1, boot=2000)
+    fresh.node.link_up(999, "sim", 70000, "sim://attacker", world.now)
+    world.links[999] = (fresh, client)
+    for _, head, body in captured:
+        world.inject(fresh, 999, head, body)
+    world.run(300)
+    assert not fresh.offered and not fresh.received
+
+
+def test_replays_to_a_running_node_have_no_effect_and_no_answer():
+    world, client, server = pair()
+    stream = client.node.open(1, "site.test", 80, None, world.now)
+    client.send(stream, b"once")
+    world.settle(client)
+    world.run(1)
+    captured = list(world.tap)
+    server.node.link_up(999, "sim", 70000, "sim://attacker", world.now)
+    sent = len(world.tap)
+    for _, head, body in captured:
+        world.inject(server, 999, head, body)
+    assert bytes(server.received[stream.id]) == b"once" and len(server.offered) == 1
+    assert len(world.tap) == sent
+    assert server.node.links[999].peer is None
+
+
+def test_keep_alives_of_both_sides_hold_an_idle_link(world_hours=2):
+    """Empty data messages at most every 10 minutes, from both sides (R17, R40)."""
+    world, client, server = pair()
+    world.run(5)
+    world.tap.clear()
+    world.run(3600 * world_hours)
+    from_client = [t for t in world.tap if world.links[t[0]][0] is client]
+    assert 6 * world_hours - 1 <= len(from_client) <= 7 * world_hours + 1
+    assert 6 * world_hours - 1 <= len(world.tap) - len(from_client) <= 7 * world_hours + 1
+    assert len(client.node.links) == 1
+
+
+def test_a_wrong_key_is_silence_and_is_named():
+    world = World()
+    server = world.add(1)
+    client = world.add(7, {1: ("sim://1",)}, keys=(bytes(32),))
+    world.run(9)
+    assert server.codec.stranger_count > 0 and not server.node.peers
+    assert "wrong key" in client.node.peers[1].contact.last_failure
+
+
+def test_several_keys_the_first_seals_all_open():
+    world = World()
+    server = world.add(1, keys=(bytes(32), KEY))
+    client = world.add(7, {1: ("sim://1",)}, keys=(KEY, bytes(32)))
+    stream = client.node.open(1, "site.test", 80, None, world.now)
+    client.send(stream, b"rotated")
+    world.settle(client)
+    world.run(1)
+    assert bytes(server.received[stream.id]) == b"rotated"
+
+
+def test_an_unknown_exit_is_a_stream_fault():
+    world, client, _ = pair()
+    with pytest.raises(StreamFault):
+        client.node.open(99, "site.test", 80, None, world.now)
