@@ -90,8 +90,14 @@ class Member:
 class World:
     """Simulated time; links are pairs of (member, member) with one delay and a loss rate."""
 
-    def __init__(self, seed: int = 1, delay: float = 0.05, loss: float = 0.0, dup: float = 0.0,
-                 reorder: float = 0.0):
+    def __init__(
+        self,
+        seed: int = 1,
+        delay: float = 0.05,
+        loss: float = 0.0,
+        dup: float = 0.0,
+        reorder: float = 0.0,
+    ):
         self.seed = seed
         self.now = 1000.0
         self.rng = random.Random(seed)

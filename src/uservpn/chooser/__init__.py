@@ -1,0 +1,1 @@
+"""Which exit a connection takes."""

@@ -1,0 +1,1 @@
+"""The command line: `uservpn init, run, check, status, demo, key`."""

@@ -1,0 +1,1 @@
+"""Configuration, keys, and talking to a running node."""

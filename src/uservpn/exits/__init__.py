@@ -1,0 +1,1 @@
+"""The exit's policy: which targets may be dialled."""

@@ -1,0 +1,1 @@
+"""Small values and containers that know nothing of networks."""

@@ -1,0 +1,1 @@
+"""Links carry sealed messages between two nodes; each kind is a plug-in of `uservpn.links`."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, cast
 
 from uservpn.kit.endpoint import Endpoint
 from uservpn.links.base import LinkCaps, LinkOwner
@@ -86,9 +86,8 @@ class TcpLink(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Sets the socket up."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        transport.set_write_buffer_limits(HIGH_WATER, LOW_WATER)
+        self._transport = stream = cast("asyncio.Transport", transport)  # uvloop's is no subclass
+        stream.set_write_buffer_limits(HIGH_WATER, LOW_WATER)
         sock = transport.get_extra_info("socket")
         tune_socket(sock)
         self.local = _name(transport.get_extra_info("sockname"))

@@ -1,0 +1,1 @@
+"""Which links a peer has, and whether it is alive."""

@@ -19,7 +19,7 @@ from typing import Final, Literal, NamedTuple
 from uservpn.errors import Fault, PeerFault, StreamFault
 from uservpn.mesh.contact import Contact, Dead, Dial, GiveUp, LinkState, Probe
 from uservpn.tunnel.events import Event
-from uservpn.tunnel.stream import Stream
+from uservpn.tunnel.stream import Stream, StreamOwner
 from uservpn.tunnel.tunnel import Tunnel
 from uservpn.types import Buffer, LinkId, NodeId
 from uservpn.wire.constants import (
@@ -142,7 +142,9 @@ class Node:
 
     # --- commands --------------------------------------------------------------------------------
 
-    def open(self, exit: NodeId, host: str, port: int, owner: object, now: float) -> Stream:
+    def open(
+        self, exit: NodeId, host: str, port: int, owner: StreamOwner | None, now: float
+    ) -> Stream:
         """A new stream that leaves the mesh at `exit`.
 
         Raises:
@@ -403,8 +405,7 @@ class Node:
 
     def _new_boot(self, peer: Peer, old: int) -> None:
         """The peer was started anew (or is heard for the first time)."""
-        peer.held.clear()
-        peer.challenge = b""
+        peer.held = [held for held in peer.held if held[0].boot == peer.session.peer_boot]
         if old:
             text = f"node {peer.id} has restarted; its connections end"
             self._events.append(PeerNews(peer.id, text, "warning"))
@@ -429,9 +430,7 @@ class Node:
         """An answer to an origin whose boot is claimed, not yet proved: sealed for that boot."""
         peer.outbox.append((link, kind, payload + bytes(self._random_below(64)), header.boot))
 
-    def _hold(
-        self, peer: Peer, link: LinkId, header: Header, payload: bytes, now: float
-    ) -> None:
+    def _hold(self, peer: Peer, link: LinkId, header: Header, payload: bytes, now: float) -> None:
         """A stale first contact waits until its origin has echoed a random value."""
         if len(peer.held) < HELD_MAX:
             peer.held.append((header, payload, link))

@@ -1,0 +1,1 @@
+"""The rim: asyncio, sockets and clocks around the core."""

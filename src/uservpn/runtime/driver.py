@@ -19,7 +19,7 @@ from uservpn.node.node import CloseWanted, DialWanted, Node, PeerNews
 from uservpn.runtime.clock import monotonic, suspended_for, wall_offset
 from uservpn.runtime.pump import Pump
 from uservpn.tunnel.events import Data, Finished, Offered, Opened, Reset, Room
-from uservpn.tunnel.stream import Stream
+from uservpn.tunnel.stream import Stream, StreamOwner
 from uservpn.types import Buffer, LinkId, NodeId
 from uservpn.wire.header import Header
 
@@ -92,7 +92,7 @@ class Driver:
 
     # --- streams (called by entry, exit and pumps) -----------------------------------------------
 
-    def open(self, exit: NodeId, host: str, port: int, owner: object) -> Stream:
+    def open(self, exit: NodeId, host: str, port: int, owner: StreamOwner | None) -> Stream:
         """A stream that leaves the mesh at `exit`. Raises StreamFault."""
         stream = self.node.open(exit, host, port, owner, monotonic())
         self.kick()
@@ -141,9 +141,7 @@ class Driver:
         """Somebody opened a link to us."""
         self._add(link)
         caps = link.caps
-        self.node.link_up(
-            link.id, caps.protocol, caps.payload_size_max, link.remote, monotonic()
-        )
+        self.node.link_up(link.id, caps.protocol, caps.payload_size_max, link.remote, monotonic())
 
     def link_message(self, link: Link, header: Header, body: Buffer) -> None:
         """A message with a genuine header."""

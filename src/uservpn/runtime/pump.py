@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from uservpn.errors import Fault
 from uservpn.tunnel.stream import Stream
@@ -31,7 +31,15 @@ _SHARED: Final = memoryview(bytearray(READ_SIZE))
 class Pump(asyncio.BufferedProtocol):
     """Moves bytes between a transport and a stream, both ways, with half-close and back-pressure."""
 
-    __slots__ = ("_eof_wanted", "_paused", "_read_done", "_unconsumed", "driver", "stream", "transport")
+    __slots__ = (
+        "_eof_wanted",
+        "_paused",
+        "_read_done",
+        "_unconsumed",
+        "driver",
+        "stream",
+        "transport",
+    )
 
     def __init__(self, driver: Driver) -> None:
         self.driver = driver
@@ -46,9 +54,8 @@ class Pump(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Sets the socket up."""
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-        transport.set_write_buffer_limits(WRITE_HIGH, WRITE_LOW)
+        self.transport = stream = cast("asyncio.Transport", transport)  # uvloop's is not a subclass
+        stream.set_write_buffer_limits(WRITE_HIGH, WRITE_LOW)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """The shared buffer: what is read is dealt with before anybody else reads."""

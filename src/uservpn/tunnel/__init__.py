@@ -1,0 +1,1 @@
+"""Streams between a client and an exit, sequenced and resent until confirmed."""

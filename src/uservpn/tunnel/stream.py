@@ -9,7 +9,29 @@ from __future__ import annotations
 
 from collections import deque
 
+from typing import Protocol
+
+from uservpn.errors import Fault
 from uservpn.types import Buffer
+
+
+class StreamOwner(Protocol):
+    """Who hears of a stream; called by whoever drives the tunnel, never by the tunnel."""
+
+    def stream_opened(self, fault: Fault, detail: bytes) -> None:
+        """The peer's answer to our OPEN."""
+
+    def stream_data(self, chunk: Buffer) -> None:
+        """The next bytes, in order."""
+
+    def stream_room(self) -> None:
+        """More may be written."""
+
+    def stream_finished(self) -> None:
+        """The peer sends no more."""
+
+    def stream_reset(self, fault: Fault) -> None:
+        """The stream is over."""
 
 
 class Stream:
@@ -49,7 +71,7 @@ class Stream:
         self.is_known = is_mine
         """False while only DATA that overtook its OPEN has come."""
         self.is_over = False
-        self.owner: object = None
+        self.owner: StreamOwner | None = None
         self.queue: deque[bytearray] | None = None
         """Framed chunks that wait to be sent (SEQ_DATA_HEAD, then bytes)."""
         self.queue_size = 0

@@ -14,6 +14,7 @@ interactive streams, bulk; bulk streams take turns, one chunk each.
 
 from __future__ import annotations
 
+import struct
 from collections import deque
 from collections.abc import Callable
 
@@ -21,7 +22,7 @@ from uservpn.errors import Fault, PeerFault, StreamFault
 from uservpn.kit.ranges import RangeSet
 from uservpn.tunnel import limits
 from uservpn.tunnel.events import Data, Event, Finished, Offered, Opened, Reset, Room
-from uservpn.tunnel.stream import Stream
+from uservpn.tunnel.stream import Stream, StreamOwner
 from uservpn.types import Buffer, LinkId
 from uservpn.wire import frames
 from uservpn.wire.constants import Kind
@@ -43,6 +44,8 @@ class Tunnel:
         self.rtt_s = 0.05
         """The owner's estimate of the round trip; paces window growth and asking."""
         self.resent_count = 0
+        self.opened_count = 0
+        """Streams the peer has opened."""
         self.cache_size = 0
         self._random_below = random_below
         self._next_id = 2 if me < peer else 1
@@ -77,7 +80,7 @@ class Tunnel:
 
     # --- commands --------------------------------------------------------------------------------
 
-    def open(self, host: str, port: int, owner: object) -> Stream:
+    def open(self, host: str, port: int, owner: StreamOwner | None) -> Stream:
         """A new stream; OPEN leaves with the next messages. Data may be written at once.
 
         Raises:
@@ -165,9 +168,7 @@ class Tunnel:
             self._window_sum += window
         stream.granted_at = now
         stream.recv_limit = stream.consumed + stream.recv_window
-        self._control.append(
-            frames.CREDIT_FRAME.pack(frames.CREDIT, stream.id, stream.recv_limit)
-        )
+        self._control.append(frames.CREDIT_FRAME.pack(frames.CREDIT, stream.id, stream.recv_limit))
 
     def abort(self, fault: Fault) -> None:
         """Every stream ends here and now; nothing is sent. The tunnel is not used again."""
@@ -220,7 +221,7 @@ class Tunnel:
                 self._report_at = now + limits.ACK_DELAY_S
         try:
             self._receive_frames(payload, position, now)
-        except (frames.struct.error, IndexError, UnicodeDecodeError) as error:
+        except (struct.error, IndexError, UnicodeDecodeError) as error:
             raise PeerFault(f"malformed frame: {error}") from None
 
     def on_deadline(self, now: float) -> None:
@@ -523,6 +524,7 @@ class Tunnel:
         return stream
 
     def _on_open(self, payload: bytes, position: int) -> int:
+        size: int
         _, stream_id, window, port, size = frames.OPEN_HEAD.unpack_from(payload, position)
         position += 12
         host = payload[position : position + size].decode()
@@ -546,6 +548,7 @@ class Tunnel:
             self._seen_below = self._seen.pop_prefix(index + 1)
         else:
             self._seen.add(index, index + 1)
+        self.opened_count += 1
         self._events.append(Offered(stream, host, port))
         early = stream.held
         if early:
@@ -554,6 +557,7 @@ class Tunnel:
         return position + size
 
     def _on_opened(self, payload: bytes, position: int) -> int:
+        size: int
         _, stream_id, code, limit, size = frames.OPENED_HEAD.unpack_from(payload, position)
         position += 11
         stream = self.streams.get(stream_id)

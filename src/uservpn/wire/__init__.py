@@ -1,0 +1,1 @@
+"""What stands in a message: header, sealing, frames (docs/wire.md)."""

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 from cryptography.exceptions import InvalidTag
 
 from uservpn.types import Buffer
-from uservpn.wire.constants import FLAG_BOUND, FLAG_CHACHA, FRESH_MS, TAG_SIZE
+from uservpn.wire.constants import ASSOCIATED_SIZE, FLAG_BOUND, FLAG_CHACHA, FRESH_MS, TAG_SIZE
 from uservpn.wire.header import Header, HeaderCodec, pack_fields
 from uservpn.wire.keys import Aead, KeyRing
 from uservpn.wire.replay import ReplayWindow
@@ -74,12 +74,18 @@ class Session:
         self.replayed_count = 0
         self.forged_count = 0
 
-    def seal(self, kind: int, payload: Buffer, stamp: bytes, wall_ms: int) -> tuple[bytes, bytes]:
-        """Header and sealed payload of a new message; never the same number twice."""
+    def seal(
+        self, kind: int, payload: Buffer, stamp: bytes, wall_ms: int, boot: int = 0
+    ) -> tuple[bytes, bytes]:
+        """Header and sealed payload of a new message; never the same number twice.
+
+        `boot` binds the message to a boot that a header only claims so far, instead of `peer_boot`.
+        """
         number = self._number
         self._number = number + 1
         flags = self._flags | kind
-        if self.peer_boot:
+        bound_to = boot.to_bytes(8, "big") if boot else self._peer_boot_bytes
+        if bound_to:
             flags |= FLAG_BOUND
         else:
             payload = b"".join((wall_ms.to_bytes(_TIME_SIZE, "big"), payload))
@@ -87,7 +93,7 @@ class Session:
             flags, self._me, self.peer, len(payload) + TAG_SIZE, self._my_boot, number, stamp
         )
         body = self._aead_out.encrypt(
-            number.to_bytes(12, "big"), payload, fields[:21] + self._peer_boot_bytes
+            number.to_bytes(12, "big"), payload, fields[:ASSOCIATED_SIZE] + bound_to
         )
         return self._codec.seal(fields), body
 
@@ -143,9 +149,7 @@ class Session:
         key = (header.slot, header.boot, chacha)
         aead = self._aeads_in.get(key)
         if aead is None:
-            aead = self._ring.payload(
-                header.slot, self.peer, header.boot, self._me, bool(chacha)
-            )
+            aead = self._ring.payload(header.slot, self.peer, header.boot, self._me, bool(chacha))
         try:
             payload = aead.decrypt(header.number.to_bytes(12, "big"), body, associated)
         except InvalidTag:

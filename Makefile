@@ -1,0 +1,59 @@
+# Everything a clone needs, with nothing but Python (3.11 or newer), git and make on the machine.
+
+PYTHON ?= python3
+UV ?= uv
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.setup-done
+ARGS ?=
+# Seconds for all tests together; one test has 120 (pyproject.toml).
+TEST_LIMIT ?= 295
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format bench lock clean
+
+help:  ## What this Makefile can do
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+
+setup: $(STAMP)  ## The environment .venv with the locked dependencies (again only when they change)
+
+$(STAMP): requirements/dev.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "uservpn needs Python 3.11 or newer, and '$(PYTHON)' is not:" \
+	        "$$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.11" >&2; exit 1; }
+	@$(BIN)/python -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	    || $(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary :all: \
+	    --require-hashes -r requirements/dev.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	    --no-build-isolation -e .
+	@touch $@
+
+demo: setup  ## A client and two exits on loopback; ARGS=--once ends after its own check
+	$(BIN)/uservpn demo $(ARGS)
+
+test: setup  ## All tests; ARGS goes to pytest
+	$(BIN)/python -m pytest --session-timeout=$(TEST_LIMIT) tests $(ARGS)
+
+check: setup  ## Format, lint, types, layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy --strict src
+	$(BIN)/lint-imports
+
+format: setup  ## Rewrite the sources to the project's format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: setup  ## Speed and memory, side by side with shadowsocks-libev where it is installed
+	$(BIN)/python -m benchmarks $(ARGS)
+
+lock:  ## Write requirements/dev.lock anew from pyproject.toml (needs uv; UV_ARGS=--upgrade)
+	printf 'setuptools>=77\n' | $(UV) pip compile --quiet --no-config --universal --generate-hashes \
+	    --python-version 3.11 --no-emit-index-url --custom-compile-command 'make lock' \
+	    --extra dev --extra dns $(UV_ARGS) -o requirements/dev.lock pyproject.toml -
+
+clean:  ## Remove the environment and everything that was built
+	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis \
+	    .import_linter_cache
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -1,0 +1,361 @@
+"""The composition root: a configuration in, a running node out.
+
+`Service` is one node with all its parts, wired here and nowhere else; `run` is the daemon around one of
+them, `demo` puts three into one process. Everything is built for live change: SIGHUP rereads
+the configuration and touches only the parts whose sections changed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import signal
+import sys
+import tempfile
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Final
+
+from uservpn import __version__
+from uservpn.chooser.chooser import Chooser
+from uservpn.control.client import ControlError
+from uservpn.control.config import Config, ServerConfig, diff, load, state_dir_of
+from uservpn.control.places import control_socket
+from uservpn.control.server import ControlServer
+from uservpn.errors import ConfigError, UservpnError
+from uservpn.exits.policy import Policy
+from uservpn.links.base import LinkPlugin
+from uservpn.links.tcp import PLUGIN as TCP
+from uservpn.node.node import Node, NodeOptions
+from uservpn.runtime.boot import next_boot, random_boot
+from uservpn.runtime.clock import monotonic, random_bytes, wall_offset
+from uservpn.runtime.cpu import lacks_aes
+from uservpn.runtime.driver import Driver
+from uservpn.runtime.entry import Entry
+from uservpn.runtime.exit import Exit
+from uservpn.runtime.resolver import Resolver
+from uservpn.types import NodeId
+from uservpn.wire.header import HeaderCodec
+from uservpn.wire.keys import KeyRing
+
+log: Final = logging.getLogger("uservpn")
+DRAIN_S: Final = 3.0
+"""How long SIGTERM lets running connections finish."""
+STATUS_CONNECTIONS_MAX: Final = 1000
+
+
+def load_plugins(protocols: set[str]) -> dict[str, LinkPlugin]:
+    """The link plug-ins for these protocols. Raises ConfigError for one that is not installed."""
+    plugins: dict[str, LinkPlugin] = {}
+    if "tcp" in protocols:
+        plugins["tcp"] = TCP
+    for name in protocols - set(plugins):
+        found = [entry for entry in entry_points(group="uservpn.links") if entry.name == name]
+        if not found:
+            raise ConfigError([f"no link plug-in for the protocol {name!r} is installed"])
+        plugins[name] = found[0].load()
+    return plugins
+
+
+def _servers(servers: tuple[ServerConfig, ...]) -> dict[NodeId, tuple[str, ...]]:
+    return {server.id: tuple(map(str, server.endpoints)) for server in servers}
+
+
+def _protocols(config: Config) -> set[str]:
+    endpoints = [*config.node.listen, *(e for s in config.servers for e in s.endpoints)]
+    return {endpoint.protocol for endpoint in endpoints}
+
+
+def _policy(config: Config) -> Policy:
+    return Policy([str(n) for n in config.exit.allow], [str(n) for n in config.exit.deny])
+
+
+class Service:
+    """One node and its entry, exit and control socket, on the running event loop."""
+
+    def __init__(self, config: Config, boot: int, loop: asyncio.AbstractEventLoop) -> None:
+        """Builds every part; opens nothing. Raises ConfigError for a missing plug-in."""
+        self.config = config
+        ring = KeyRing(config.network.keys)
+        servers = _servers(config.servers)
+        options = NodeOptions(
+            config.node.id, boot, servers, grace_s=config.tunnel.grace, chacha=lacks_aes()
+        )
+        self.started_at = monotonic()
+        self.node = Node(
+            options,
+            ring,
+            HeaderCodec(ring),
+            random_bytes,
+            now=self.started_at,
+            wall_s=wall_offset(),
+        )
+        self.driver = Driver(self.node, load_plugins(_protocols(config)), loop, self._offer)
+        resolver = Resolver(loop, [str(address) for address in config.exit.resolvers])
+        self.exit = Exit(self.driver, _policy(config), resolver)
+        self.chooser = Chooser(config.chooser.default, tuple(servers), self._is_linked)
+        self.entry: Entry | None = None
+
+    async def start(self) -> None:
+        """Listens and dials. Raises OSError with the address in it."""
+        config = self.config
+        for endpoint in config.node.listen:
+            await self.driver.listen(endpoint)
+        await self._start_entry()
+        self.driver.start()
+
+    async def close(self) -> None:
+        """Ends everything; entry first, so that programs hear it."""
+        if self.entry is not None:
+            await self.entry.close(DRAIN_S)
+        await self.driver.close()
+
+    async def reconfigure(self, config: Config) -> frozenset[str]:
+        """Takes a new configuration over; only what changed is touched.
+
+        Raises:
+            ConfigError: the change needs a restart (number, key, grace); nothing was changed.
+        """
+        old = self.config
+        changed = diff(old, config)
+        fixed = [
+            name
+            for name, differs in (
+                ("node.id", old.node.id != config.node.id),
+                ("network", "network" in changed),
+                ("node.state_dir", old.node.state_dir != config.node.state_dir),
+                ("tunnel.grace", old.tunnel.grace != config.tunnel.grace),
+            )
+            if differs
+        ]
+        if fixed:
+            raise ConfigError([f"{name} changes only with a restart" for name in fixed])
+        load_plugins(_protocols(config))
+        self.config = config
+        for endpoint in set(config.node.listen) - set(old.node.listen):
+            await self.driver.listen(endpoint)
+        for endpoint in set(old.node.listen) - set(config.node.listen):
+            self.driver.unlisten(endpoint)
+        if "servers" in changed:
+            self.node.set_servers(_servers(config.servers), monotonic())
+            self.driver.kick()
+        self.chooser.reconfigure(config.chooser.default, tuple(_servers(config.servers)))
+        if "exit" in changed:
+            self.exit.reconfigure(_policy(config))
+        if "entry" in changed or "tunnel" in changed:
+            before = old.entry.listen if old.entry else None
+            after = config.entry.listen if config.entry else None
+            if before != after:
+                if self.entry is not None:
+                    await self.entry.close(0.0)
+                    self.entry = None
+                await self._start_entry()
+            elif self.entry is not None and config.entry is not None:
+                self.entry.reconfigure(config.entry.users, config.tunnel.optimistic)
+        return changed
+
+    def status(self) -> dict[str, Any]:
+        """The status document (docs/status.md); `version` 1."""
+        config, node = self.config, self.node
+        now = monotonic()
+        nodes, links, tunnels, connections = [], [], [], []
+        for peer in node.peers.values():
+            contact = peer.contact
+            state = contact.links[0] if contact.links else None
+            rtt_ms = _ms(state.rtt_s) if state else None
+            heard = contact.heard_at is not None and bool(contact.links)
+            nodes.append(
+                {
+                    "id": peer.id,
+                    "name": None,
+                    "country": None,
+                    "roles": ["server"] if contact.endpoints else [],
+                    "state": "up" if heard else "connecting" if contact.endpoints else "down",
+                    "rtt_ms": rtt_ms,
+                    "route": [peer.id] if contact.links else [],
+                    "endpoints": list(contact.endpoints),
+                    "software": None,
+                    "problem": "" if heard else contact.last_failure,
+                }
+            )
+            tunnel = peer.tunnel
+            tunnels.append(
+                {
+                    "peer": peer.id,
+                    "streams": len(tunnel.streams),
+                    "cache_bytes": tunnel.cache_size,
+                    "resent": tunnel.resent_count,
+                    "relayed_bytes": 0,
+                    "direct_bytes": sum(
+                        self.driver.links[s.link].bytes_in + self.driver.links[s.link].bytes_out
+                        for s in contact.links
+                        if s.link in self.driver.links
+                    ),
+                }
+            )
+            for stream in list(tunnel.streams.values())[:STATUS_CONNECTIONS_MAX]:
+                connections.append(
+                    {
+                        "peer": peer.id,
+                        "stream": stream.id,
+                        "target": str(getattr(stream.owner, "target", "")),
+                        "bytes_out": stream.sent_size,
+                        "bytes_in": stream.recv_offset,
+                    }
+                )
+        for link in self.driver.links.values():
+            entry = node.links.get(link.id)
+            peer_id = entry.peer.id if entry and entry.peer else None
+            links.append(
+                {
+                    "peer": peer_id,
+                    "protocol": link.caps.protocol,
+                    "local": link.local,
+                    "remote": link.remote,
+                    "rtt_ms": _ms(entry.state.rtt_s) if entry and entry.state else None,
+                    "loss": 0.0 if link.caps.is_reliable else None,
+                    "bytes_in": link.bytes_in,
+                    "bytes_out": link.bytes_out,
+                }
+            )
+        return {
+            "version": 1,
+            "node": {
+                "id": config.node.id,
+                "name": config.node.name,
+                "boot": node.options.boot,
+                "uptime_s": round(now - self.started_at, 1),
+                "software": __version__,
+            },
+            "entry": str(config.entry.listen) if config.entry else None,
+            "nodes": nodes,
+            "links": links,
+            "tunnels": tunnels,
+            "connections": connections,
+            "sites": [],
+        }
+
+    async def _start_entry(self) -> None:
+        config = self.config
+        if config.entry is not None:
+            self.entry = Entry(
+                config.entry.listen,
+                config.entry.users,
+                self.driver,
+                self.chooser,
+                config.tunnel.optimistic,
+            )
+            await self.entry.start()
+
+    def _offer(self, stream: Any, host: str, port: int) -> None:
+        if self.config.exit.enabled:
+            self.exit.offer(stream, host, port)
+        else:
+            from uservpn.errors import Fault
+
+            self.driver.refuse(stream, Fault.NOT_ALLOWED)
+
+    def _is_linked(self, node: NodeId) -> bool:
+        peer = self.node.peers.get(node)
+        return peer is not None and bool(peer.contact.links)
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1000, 2)
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
+
+
+def _log_to_stderr() -> None:
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
+    )
+
+
+def run(config_path: Path, servers: tuple[str, ...]) -> int:
+    """The daemon: until SIGTERM or SIGINT. Returns the exit status. Raises ConfigError."""
+    config = load(config_path, servers)
+    _log_to_stderr()
+    for warning in config.warnings:
+        log.warning("%s", warning)
+    with asyncio.Runner(loop_factory=_new_loop) as runner:
+        return runner.run(_serve(config, config_path, servers))
+
+
+async def _serve(config: Config, config_path: Path, servers: tuple[str, ...]) -> int:
+    loop = asyncio.get_running_loop()
+    state_dir = state_dir_of(config)
+    stop = asyncio.Event()
+    reload = asyncio.Event()
+    try:
+        service = Service(config, next_boot(state_dir), loop)
+        control = ControlServer(
+            control_socket(state_dir), lambda request: _answer(service, request)
+        )
+        await control.start()
+    except (OSError, ControlError) as error:
+        log.error("cannot start: %s", error)
+        return 1
+    try:
+        try:
+            await service.start()
+        except OSError as error:
+            log.error("cannot listen: %s", error.strerror or error)
+            return 1
+        loop.add_signal_handler(signal.SIGTERM, stop.set)
+        loop.add_signal_handler(signal.SIGINT, stop.set)
+        loop.add_signal_handler(signal.SIGHUP, reload.set)
+        gc.collect()
+        gc.freeze()  # what is loaded stays: no collector pass over it, pages stay shared
+        print(f"ready node {config.node.id} {config.node.name}", flush=True)
+        await _until_stopped(service, config_path, servers, stop, reload)
+        return 0
+    finally:
+        await service.close()
+        await control.close()
+
+
+async def _until_stopped(
+    service: Service,
+    config_path: Path,
+    servers: tuple[str, ...],
+    stop: asyncio.Event,
+    reload: asyncio.Event,
+) -> None:
+    while True:
+        waits = {asyncio.ensure_future(event.wait()) for event in (stop, reload)}
+        _, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for waiting in pending:
+            waiting.cancel()
+        if stop.is_set():
+            log.info("stopping")
+            return
+        reload.clear()
+        try:
+            changed = await service.reconfigure(load(config_path, servers))
+            log.info("configuration reread: %s", ", ".join(sorted(changed)) or "nothing changed")
+        except (ConfigError, OSError) as error:
+            log.error("configuration not taken over, the old one stays: %s", error)
+
+
+def _answer(service: Service, request: Mapping[str, Any]) -> dict[str, Any]:
+    if request.get("command") == "status":
+        return service.status()
+    raise UservpnError(f"unknown command {request.get('command')!r}")
+
+
+def demo(once: bool, port: int) -> int:
+    """A client and two exits in one process, with a page of their own behind them."""
+    from uservpn.demo import run_demo
+
+    with tempfile.TemporaryDirectory(prefix="uservpn-demo-"):
+        with asyncio.Runner(loop_factory=_new_loop) as runner:
+            return runner.run(run_demo(once, port, random_boot))

@@ -1,0 +1,172 @@
+"""The command line: `uservpn COMMAND`.
+
+    init     write a first configuration        status   what a running node is doing
+    check    read the configuration, say what   demo     a client and two exits on loopback
+             is wrong or what it means          key      fingerprints; `key new` makes a key
+    run      run the node
+
+Each command imports what it needs when it runs: `run` loads no command but its own, and nothing
+here loads the node. Exit status: 0 done, 1 failed, 2 wrong usage or configuration.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from uservpn import __version__
+from uservpn.cli.group import Group, config_option, config_path, finish, warn
+
+if TYPE_CHECKING:
+    from uservpn.control.config import Config
+
+STATUS_TIMEOUT_S = 5.0
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="uservpn %(version)s")
+@config_option
+def cli() -> None:
+    """A user-space VPN to the internet: several exits behind one SOCKS5 proxy."""
+
+
+@cli.command()
+@config_option
+@click.option("--id", "number", type=click.IntRange(1, 254), required=True, help="This node.")
+@click.option("--name", help="A name for people.")
+@click.option("--country", metavar="CC", help="Where the node is, such as DE.")
+@click.option("--listen", metavar="URL", multiple=True, help="Such as tcp://0.0.0.0:7000.")
+@click.option("--public", metavar="URL", multiple=True, help="A fixed address of this node.")
+@click.option(
+    "--entry",
+    metavar="[ADDRESS:PORT]",
+    is_flag=False,
+    flag_value="127.0.0.1:1080",
+    help="Listen here for programs (default without --listen: 127.0.0.1:1080).",
+)
+@click.option(
+    "--exit/--no-exit", "is_exit", default=None, help="Be an exit (default: with --listen)."
+)
+@click.option(
+    "--server", "servers", metavar="ID=URL", multiple=True, help="A server to start from."
+)
+@click.option(
+    "--key-file",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Keep the key there; the file is made if it does not exist.",
+)
+@click.option("--force", is_flag=True, help="Overwrite the configuration file.")
+def init(
+    number: int,
+    name: str | None,
+    country: str | None,
+    listen: tuple[str, ...],
+    public: tuple[str, ...],
+    entry: str | None,
+    is_exit: bool | None,
+    servers: tuple[str, ...],
+    key_file: Path | None,
+    force: bool,
+) -> None:
+    """Write a new configuration, with a fresh key."""
+    from uservpn.cli.init import InitOptions, next_steps, write_initial
+
+    options = InitOptions(
+        number, name, country, listen, public, entry, is_exit, servers, key_file, force
+    )
+    config = write_initial(config_path(), options)
+    warn(config.warnings)
+    click.echo(next_steps(config_path(), config))
+
+
+@cli.command()
+@config_option
+@click.option("--server", "servers", metavar="ID=URL", multiple=True, help="One more server.")
+def run(servers: tuple[str, ...]) -> None:
+    """Run the node until SIGTERM or Ctrl-C; SIGHUP reloads the configuration."""
+    from uservpn import app
+
+    finish(app.run(config_path(), servers))
+
+
+@cli.command()
+@config_option
+@click.option("--server", "servers", metavar="ID=URL", multiple=True, help="One more server.")
+def check(servers: tuple[str, ...]) -> None:
+    """Read the configuration and say what it means, or everything that is wrong with it."""
+    from uservpn.cli.summary import summary
+
+    config = _load(servers)
+    warn(config.warnings)
+    click.echo(summary(config_path(), config))
+
+
+@cli.command()
+@config_option
+@click.option("--json", "as_json", is_flag=True, help="The versioned document, as it is.")
+def status(as_json: bool) -> None:
+    """Ask the running node what it is doing."""
+    from uservpn.control import places
+    from uservpn.control.client import ask
+    from uservpn.control.config import state_dir_of
+
+    socket_path = places.control_socket(state_dir_of(_load()))
+    document = ask(socket_path, {"command": "status"}, STATUS_TIMEOUT_S)
+    if as_json:
+        import json
+
+        click.echo(json.dumps(document, indent=2, ensure_ascii=True))
+        return
+    from uservpn.control.status import render
+
+    click.echo(render(document), nl=False)
+
+
+@cli.command()
+@config_option
+@click.option("--once", is_flag=True, help="End after the demonstration's own check.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=0, help="For programs (default: a free one)."
+)
+def demo(once: bool, port: int) -> None:
+    """Run a client and two exits on loopback, and fetch a page through each."""
+    from uservpn import app
+
+    finish(app.demo(once, port))
+
+
+@cli.group(cls=Group, invoke_without_command=True)
+@config_option
+@click.pass_context
+def key(ctx: click.Context) -> None:
+    """Show the fingerprints of the configured keys (never a key)."""
+    if ctx.invoked_subcommand is not None:
+        return
+    from uservpn.control.config import fingerprint
+
+    for index, secret in enumerate(_load().network.keys):
+        role = "sends and receives" if index == 0 else "receives"
+        click.echo(f"{fingerprint(secret)}  {role}")
+
+
+@key.command("new")
+@config_option
+def key_new() -> None:
+    """Print a new key."""
+    from uservpn.control.keys import new_key
+
+    click.echo(new_key())
+
+
+def main() -> None:
+    """The entry point of the program."""
+    cli(prog_name="uservpn")
+
+
+def _load(servers: tuple[str, ...] = ()) -> Config:
+    from uservpn.control.config import load
+
+    return load(config_path(), servers)

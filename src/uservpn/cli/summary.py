@@ -1,0 +1,62 @@
+"""What a configuration means, in a few lines; the output of `uservpn check`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from uservpn.control.config import Config, fingerprint, state_dir_of
+from uservpn.kit.units import format_duration
+
+
+def summary(path: Path, config: Config) -> str:
+    """One line per part; keys by their fingerprints only, users by their number."""
+    node = config.node
+    country = f", {node.country}" if node.country else ""
+    lines = [
+        f"{path} is right.",
+        f"node     {node.id} ({node.name}{country}), {_roles(config)}",
+        f"keys     {', '.join(fingerprint(key) for key in config.network.keys)}",
+        f"listen   {_list(node.listen)}",
+        f"public   {_list(node.public)}",
+    ]
+    lines += [f"server   {server.id} at {_list(server.endpoints)}" for server in config.servers]
+    lines += [
+        f"entry    {_entry(config)}",
+        f"exit     {_exit(config)}",
+        f"tunnel   grace {format_duration(config.tunnel.grace)}, "
+        f"optimistic {str(config.tunnel.optimistic).lower()}",
+        f"chooser  default {config.chooser.default}, "
+        f"session idle {format_duration(config.chooser.session_idle)}",
+        f"state    {state_dir_of(config)}",
+    ]
+    return "\n".join(lines)
+
+
+def _roles(config: Config) -> str:
+    roles = [
+        ("server", bool(config.node.public)),
+        ("entry", config.entry is not None),
+        ("exit", config.exit.enabled),
+    ]
+    return " and ".join(name for name, has in roles if has) or "no role"
+
+
+def _entry(config: Config) -> str:
+    if config.entry is None:
+        return "none"
+    users = len(config.entry.users)
+    return f"{config.entry.listen}, " + (f"{users} users" if users else "no password")
+
+
+def _exit(config: Config) -> str:
+    if not config.exit.enabled:
+        return "no"
+    names = (("allow", config.exit.allow), ("deny", config.exit.deny))
+    lists = [f"{name} {_list(networks)}" for name, networks in names if networks]
+    if config.exit.resolvers:
+        lists.append(f"resolvers {_list(config.exit.resolvers)}")
+    return "; ".join(["yes", *lists])
+
+
+def _list(values: tuple[object, ...]) -> str:
+    return ", ".join(str(value) for value in values) or "none"

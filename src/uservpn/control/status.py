@@ -1,0 +1,175 @@
+"""The status document as text for people.
+
+The document (docs and `uservpn status --json`) is versioned; this renders version 1. Names,
+countries and sites come from other nodes and from programs, so whatever is not printable is
+escaped: nothing in a document can steer a terminal. A key that is absent shows as "-".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+STATUS_VERSION: Final = 1
+
+Row = Mapping[str, Any]
+Column = tuple[str, Callable[[Row], str]]
+
+
+def render(document: Mapping[str, Any]) -> str:
+    """The whole document; sections with nothing in them are one line."""
+    parts = [_head(document)]
+    for title, columns in _SECTIONS.items():
+        rows = document.get(title)
+        if isinstance(rows, list):
+            parts.append(_table(title, columns, [row for row in rows if isinstance(row, Mapping)]))
+        elif isinstance(rows, Mapping) or (isinstance(rows, int) and title == "connections"):
+            parts.append(f"{title}: {_plain(rows)}")
+    return "\n\n".join(parts) + "\n"
+
+
+def format_bytes(count: float) -> str:
+    """A size with a binary prefix, four characters of precision at most."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(count) < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def format_age(seconds: float) -> str:
+    """A length of time in its two largest units: `3d 4h`, `12m 5s`."""
+    left = max(0, int(seconds))
+    parts: list[str] = []
+    for unit, size in (("d", 86_400), ("h", 3600), ("m", 60), ("s", 1)):
+        amount, left = divmod(left, size)
+        if amount or parts or unit == "s":
+            parts.append(f"{amount}{unit}")
+    return " ".join(parts[:2])
+
+
+def _head(document: Mapping[str, Any]) -> str:
+    node = document.get("node")
+    node = node if isinstance(node, Mapping) else {}
+    lines = [
+        f"node {_plain(node.get('id'))} ({_plain(node.get('name'))}), "
+        f"up {_age(node.get('uptime_s'))}, uservpn {_plain(node.get('software'))}",
+        f"entry: {_entry(document.get('entry'))}",
+    ]
+    version = document.get("version")
+    if version != STATUS_VERSION:
+        lines.insert(0, f"note: this is status version {_plain(version)}, not {STATUS_VERSION}")
+    return "\n".join(lines)
+
+
+def _entry(entry: Any) -> str:
+    if isinstance(entry, Mapping):
+        return _plain(entry.get("listen")) if entry.get("listen") else "none"
+    return "none" if entry in (None, False, "") else _plain(entry)
+
+
+def _table(title: str, columns: Sequence[Column], rows: Sequence[Row]) -> str:
+    if not rows:
+        return f"{title}: none"
+    cells = [[name for name, _ in columns]]
+    cells += [[show(row) for _, show in columns] for row in rows]
+    widths = [max(len(line[at]) for line in cells) for at in range(len(columns))]
+    lines = [
+        "  " + "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True))
+        for line in cells
+    ]
+    return f"{title}: {len(rows)}\n" + "\n".join(line.rstrip() for line in lines)
+
+
+def _plain(value: Any) -> str:
+    """One value on one line, safe for a terminal."""
+    if value is None or value == "" or value == []:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ",".join(_plain(part) for part in value)
+    if isinstance(value, Mapping):
+        return " ".join(f"{_plain(name)}={_plain(part)}" for name, part in value.items())
+    text = str(value)
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
+def _number(value: Any, show: Callable[[float], str]) -> str:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return show(value) if is_number else _plain(value)
+
+
+def _age(value: Any) -> str:
+    return _number(value, format_age)
+
+
+def _field(name: str) -> Column:
+    return name, lambda row: _plain(row.get(name))
+
+
+def _size(name: str) -> Column:
+    return name.removesuffix("_bytes"), lambda row: _number(row.get(name), format_bytes)
+
+
+def _milliseconds(name: str) -> Column:
+    title = name.removesuffix("_ms")
+    return title, lambda row: _number(row.get(name), lambda ms: f"{ms:.1f} ms")
+
+
+def _share(name: str) -> Column:
+    return name, lambda row: _number(row.get(name), lambda share: f"{share:.1%}")
+
+
+def _length(name: str) -> Column:
+    return name, lambda row: _number(row.get(name), format_age)
+
+
+_SECTIONS: Final[Mapping[str, Sequence[Column]]] = {
+    "nodes": (
+        _field("id"),
+        _field("name"),
+        _field("country"),
+        _field("roles"),
+        _field("state"),
+        _milliseconds("rtt_ms"),
+        _field("route"),
+        _field("endpoints"),
+        _field("software"),
+    ),
+    "links": (
+        _field("peer"),
+        _field("protocol"),
+        _field("local"),
+        _field("remote"),
+        _milliseconds("rtt_ms"),
+        _share("loss"),
+        ("in", _size("bytes_in")[1]),
+        ("out", _size("bytes_out")[1]),
+    ),
+    "tunnels": (
+        _field("peer"),
+        _field("streams"),
+        _size("cache_bytes"),
+        _field("resent"),
+        _size("relayed_bytes"),
+        _size("direct_bytes"),
+    ),
+    "connections": (
+        _field("id"),
+        _field("host"),
+        _field("port"),
+        _field("exit"),
+        _field("state"),
+        ("in", _size("bytes_in")[1]),
+        ("out", _size("bytes_out")[1]),
+    ),
+    "sites": (
+        _field("site"),
+        _field("exit"),
+        _field("reason"),
+        _milliseconds("first_rtt_ms"),
+        _field("samples"),
+        _field("expires"),
+    ),
+}

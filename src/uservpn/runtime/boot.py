@@ -1,0 +1,34 @@
+"""The boot number: a node's start, always greater than any before it.
+
+Milliseconds since 1970 and 16 random bits; the last one is kept in the state directory, so that a clock that
+was set back cannot make it repeat. Payload keys depend on it: a repeated boot would repeat nonces.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+
+def next_boot(state_dir: Path) -> int:
+    """A fresh boot number, written down before it is used. Raises OSError when it cannot be."""
+    state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    file = state_dir / "boot"
+    try:
+        last = int(file.read_text())
+    except (OSError, ValueError):
+        last = 0
+    boot = max(random_boot(), last + 1)
+    draft = state_dir / "boot.new"
+    with draft.open("w") as out:
+        out.write(f"{boot}\n")
+        out.flush()
+        os.fsync(out.fileno())
+    draft.replace(file)
+    return boot
+
+
+def random_boot() -> int:
+    """A boot number by the clock alone, for a node that keeps no state."""
+    return int(time.time() * 1000) << 16 | int.from_bytes(os.urandom(2), "big")
