@@ -1,4 +1,4 @@
-"""What holds for all tests: none depends on the user's own proxies, and none on the machine's speed."""
+"""What holds for all tests: none depends on the user's proxies or on the machine's speed."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The walls stand: imports go downwards, the core does no I/O, tasks are made in the rim only.
 
-The contracts themselves are in pyproject.toml. Each is also shown to break: in a copy of the sources with
-one forbidden line planted.
+The contracts themselves are in pyproject.toml. Each is also shown to break: in a copy of the
+sources with one forbidden line planted.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def test_a_planted_violation_is_found(copy: Path, module: str, line: str, contra
     assert f"uservpn.{module}" in result.stdout
 
 
-# ---- calls that no import betrays ---------------------------------------------------------------------
+# ---- calls that no import betrays ----------------------------------------------------------
 
 MAKE_TASKS = frozenset({"create_task", "ensure_future", "run_coroutine_threadsafe"})
 TASK_MAKERS = ("uservpn.runtime", "uservpn.app", "uservpn.demo")

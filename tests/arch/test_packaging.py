@@ -1,4 +1,4 @@
-"""What is installed is what pyproject.toml says, and the lock file binds every dependency by its hash."""
+"""What is installed is what pyproject.toml says; the lock binds every dependency by its hash."""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
 """Which addresses an exit may dial.
 
-The question is asked about the numeric address that is then dialled, never about a name: a name that
-resolves to something else a moment later ("DNS rebinding") has no gap to slip through.
+The question is asked about the numeric address that is then dialled, never about a name: a name
+that resolves to something else a moment later ("DNS rebinding") has no gap to slip through.
 
-Addresses that do not belong to the public Internet are *special*: loopback, private, shared (100.64/10),
-link-local, multicast, unspecified, documentation, reserved; and a few public ones at which a cloud answers
-only its own machines. An IPv6 address may carry an IPv4 address (6to4, Teredo, NAT64, "translated"): both
-are judged, since both may be reached. A mapped address (`::ffff:192.0.2.1`) simply *is* its IPv4 address,
-in targets and in the lists. In this order:
+Addresses that do not belong to the public Internet are *special*: loopback, private, shared
+(100.64/10), link-local, multicast, unspecified, documentation, reserved; and a few public ones at
+which a cloud answers only its own machines. An IPv6 address may carry an IPv4 address (6to4,
+Teredo, NAT64, "translated"): both are judged, since both may be reached. A mapped address
+(`::ffff:192.0.2.1`) simply *is* its IPv4 address, in targets and in the lists. In this order:
 
 1. `deny` covers the address, or one that it carries: refused.
 2. It, or one that it carries, is special and `allow` does not cover just that one: refused.
@@ -158,15 +158,16 @@ def _network(text: str) -> _Network:
 
 
 def _parse(text: str) -> _Address | None:
-    """The address, without its zone; a mapped one as IPv4."""
+    """The address, without its zone (which only link-local ones have); a mapped one as IPv4."""
     try:
         address = ipaddress.ip_address(text)
     except ValueError:
         return None
-    if isinstance(address, ipaddress.IPv6Address):
-        mapped = address.ipv4_mapped
-        return ipaddress.IPv6Address(int(address)) if mapped is None else mapped
-    return address
+    if isinstance(address, ipaddress.IPv4Address):
+        return address
+    if address.scope_id is not None and not address.is_link_local:
+        return None
+    return address.ipv4_mapped or ipaddress.IPv6Address(int(address))
 
 
 def _carried(address: _Address) -> list[ipaddress.IPv4Address]:

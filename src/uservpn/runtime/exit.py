@@ -1,177 +1,335 @@
-"""The exit: dials what clients ask for, within its policy, and tells the true result."""
+"""The exit: dials what clients ask for, within its policy, and tells the true result.
+
+While a connection is being made its stream belongs to a `Dial`, which keeps early data (bounded
+by the stream's early credit) and an early end. The moment the socket stands, before anything is
+read from it, the stream passes to an `ExitConnection` and what was kept is written. A stream that
+is reset takes its dial along.
+
+New connections per second matter, so the usual dial (one numeric address) is one task around the
+loop's own `create_connection`, which measured cheapest of several ways; one timer serves the time
+limit of all dials, which end in the order in which they began.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import logging
+import re
 import socket
 from collections import Counter
-from typing import Final
+from typing import Any, Final
 
 from uservpn.errors import Fault, StreamFault
 from uservpn.exits.policy import Policy
 from uservpn.runtime.driver import Driver
 from uservpn.runtime.pump import Pump
-from uservpn.runtime.resolver import Resolver, is_numeric
+from uservpn.runtime.resolver import Resolver
 from uservpn.tunnel.stream import Stream
 from uservpn.types import Buffer
 
+log: Final = logging.getLogger("uservpn")
+
 CONNECT_LIMIT_S: Final = 10.0
+"""Resolving and connecting together."""
 STREAMS_PER_CLIENT_MAX: Final = 16_384
+ADDRESSES_MAX: Final = 8
+"""Addresses of one name that are tried."""
+NEXT_ADDRESS_S: Final = 0.25
+"""Head start of each address over the next one (RFC 8305)."""
+
 _FAULTS: Final = {
     errno.ECONNREFUSED: Fault.REFUSED,
-    errno.EHOSTUNREACH: Fault.HOST_UNREACHABLE,
-    errno.ENETUNREACH: Fault.NETWORK_UNREACHABLE,
-    errno.EADDRNOTAVAIL: Fault.NETWORK_UNREACHABLE,
+    errno.ECONNRESET: Fault.REFUSED,
     errno.ETIMEDOUT: Fault.TIMEOUT,
+    errno.EHOSTUNREACH: Fault.HOST_UNREACHABLE,
+    errno.EHOSTDOWN: Fault.HOST_UNREACHABLE,
+    errno.ENETUNREACH: Fault.NETWORK_UNREACHABLE,
+    errno.ENETDOWN: Fault.NETWORK_UNREACHABLE,
+    errno.EADDRNOTAVAIL: Fault.NETWORK_UNREACHABLE,  # no address of ours leads there
+    errno.EAFNOSUPPORT: Fault.NETWORK_UNREACHABLE,
+    errno.EACCES: Fault.NOT_ALLOWED,  # this machine's own firewall
+    errno.EPERM: Fault.NOT_ALLOWED,
+    errno.EMFILE: Fault.LIMIT,
+    errno.ENFILE: Fault.LIMIT,
+    errno.ENOBUFS: Fault.LIMIT,
+    errno.ENOMEM: Fault.LIMIT,
 }
+_TELLING: Final = (
+    Fault.REFUSED,
+    Fault.TIMEOUT,
+    Fault.HOST_UNREACHABLE,
+    Fault.NETWORK_UNREACHABLE,
+    Fault.NOT_ALLOWED,
+    Fault.LIMIT,
+)
+"""Which fault to tell when several addresses failed: the one that came nearest to the target."""
+_ERRNO: Final = re.compile(r"\[Errno (\d+)\]")
 
 
-class PendingDial:
-    """Owns a stream while its connection is being made: keeps early data, which credit bounds."""
+class Dial:
+    """Owns a stream while its connection is being made."""
 
-    __slots__ = ("early", "finished", "task")
+    __slots__ = ("deadline", "early", "exit", "finished", "host", "port", "stream", "task")
 
-    def __init__(self) -> None:
-        self.early: list[Buffer] = []
+    def __init__(self, exit: Exit, stream: Stream, host: str, port: int, deadline: float) -> None:
+        self.exit = exit
+        self.stream = stream
+        self.host = host
+        self.port = port
+        self.deadline = deadline
+        self.early: list[bytes] = []
         self.finished = False
         self.task: asyncio.Task[None] | None = None
 
-    def stream_data(self, chunk: Buffer) -> None:
-        """Early data."""
-        self.early.append(chunk)
+    def connection(self) -> ExitConnection:
+        """The protocol for a socket that now stands."""
+        return ExitConnection(self)
 
-    def stream_opened(self, fault: Fault, detail: bytes) -> None:
-        """Not for streams the peer opened."""
+    def stream_data(self, chunk: Buffer) -> None:
+        """Early data: a copy is kept, and not counted as consumed until it has gone on."""
+        self.early.append(bytes(chunk))
 
     def stream_room(self) -> None:
-        """Nothing was written yet."""
+        """Nothing has been written, nothing waits."""
 
     def stream_finished(self) -> None:
         """The program has already said all."""
         self.finished = True
 
     def stream_reset(self, fault: Fault) -> None:
-        """The program is gone: so is the dial."""
-        if self.task is not None:
-            self.task.cancel()
-
-
-class Exit:
-    """Dials for the clients of one node."""
-
-    def __init__(self, driver: Driver, policy: Policy, resolver: Resolver) -> None:
-        self.driver = driver
-        self.policy = policy
-        self.open_counts: Counter[int] = Counter()
-        self._resolver = resolver
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    def reconfigure(self, policy: Policy) -> None:
-        """From the next dial on."""
-        self.policy = policy
-
-    def offer(self, stream: Stream, host: str, port: int) -> None:
-        """A client asks for a connection."""
-        if len(self.driver.node.tunnel(stream).streams) > STREAMS_PER_CLIENT_MAX:
-            self.driver.refuse(stream, Fault.LIMIT)
-            return
-        pending = PendingDial()
-        stream.owner = pending
-        task = self.driver.loop.create_task(self._dial(stream, pending, host, port))
-        pending.task = task
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _dial(self, stream: Stream, pending: PendingDial, host: str, port: int) -> None:
-        try:
-            addresses = [host] if is_numeric(host) else await self._resolver.resolve(host)
-            allowed = [address for address in addresses if self.policy.allows(address)]
-            if not allowed:
-                raise StreamFault(Fault.NOT_ALLOWED, "the exit's policy refuses the address")
-            pump = await self._connect(allowed, port, f"{host}:{port}")
-        except StreamFault as fault:
-            self._refuse(stream, fault.fault)
-            return
-        except OSError as error:
-            self._refuse(stream, _FAULTS.get(error.errno or 0, Fault.FAILED))
-            return
-        except TimeoutError:
-            self._refuse(stream, Fault.TIMEOUT)
-            return
-        except asyncio.CancelledError:
-            return
-        if stream.is_over:
-            pump.abort()
-            return
-        self.driver.accept(stream, pump)
-        for chunk in pending.early:
-            pump.stream_data(chunk)
-        if pending.finished:
-            pump.stream_finished()
-
-    def _refuse(self, stream: Stream, fault: Fault) -> None:
-        if not stream.is_over:
-            self.driver.refuse(stream, fault)
-
-    async def _connect(self, addresses: list[str], port: int, target: str) -> ExitConnection:
-        loop = self.driver.loop
-        if len(addresses) == 1:
-            sock = socket.socket(
-                socket.AF_INET6 if ":" in addresses[0] else socket.AF_INET, socket.SOCK_STREAM
-            )
-            sock.setblocking(False)
-            try:
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                async with asyncio.timeout(CONNECT_LIMIT_S):
-                    await loop.sock_connect(sock, (addresses[0], port))
-            except BaseException:
-                sock.close()
-                raise
-        else:
-            import aiohappyeyeballs
-
-            infos = [
-                (
-                    socket.AF_INET6 if ":" in address else socket.AF_INET,
-                    socket.SOCK_STREAM,
-                    socket.IPPROTO_TCP,
-                    "",
-                    (address, port, 0, 0) if ":" in address else (address, port),
-                )
-                for address in addresses
-            ]
-            async with asyncio.timeout(CONNECT_LIMIT_S):
-                sock = await aiohappyeyeballs.start_connection(infos, happy_eyeballs_delay=0.25)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        _, pump = await loop.create_connection(lambda: ExitConnection(self, target), sock=sock)
-        return pump
+        """The program is gone: nobody wants the connection."""
+        self.exit.cancelled(self)
 
 
 class ExitConnection(Pump):
-    """A connection to a site."""
+    """A connection to a site; counted with its exit until its socket is gone."""
 
-    __slots__ = ("target",)
+    __slots__ = ("_dial", "_exit", "host", "peer", "port")
 
-    def __init__(self, exit: Exit, target: str) -> None:
-        super().__init__(exit.driver)
-        self.target = target
-
-    def eof_received(self) -> bool:
-        """The site may finish before the stream is attached."""
-        super().eof_received()
-        return True
-
-    def attach(self, stream: Stream) -> None:
-        """From now on bytes flow."""
-        super().attach(stream)
-        if self._read_done:
-            self.driver.finish(stream)
-        if self.transport is not None:
-            self.transport.resume_reading()
+    def __init__(self, dial: Dial) -> None:
+        super().__init__(dial.exit.driver)
+        self.host = dial.host
+        self.port = dial.port
+        self.peer = dial.stream.peer
+        self._dial: Dial | None = dial
+        self._exit: Exit | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Reads nothing until the stream is attached."""
+        """Takes the stream over; the loop reads only after this."""
         super().connection_made(transport)
-        assert self.transport is not None
-        self.transport.pause_reading()
+        dial = self._dial
+        assert dial is not None
+        self._dial = None
+        if dial.exit.connected(dial, self):
+            self._exit = dial.exit
+        else:
+            self.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The socket is gone."""
+        super().connection_lost(exc)
+        if self._exit is not None:
+            self._exit.ended(self.peer)
+            self._exit = None
+
+
+class Exit:
+    """Dials for the clients of one node.
+
+    A client has at most `streams_per_client` connections, dials included: beyond, LIMIT. Nothing
+    raises out of a dial: its fault goes to the client.
+    """
+
+    def __init__(
+        self,
+        driver: Driver,
+        policy: Policy,
+        resolver: Resolver,
+        connect_timeout_s: float = CONNECT_LIMIT_S,
+        streams_per_client: int = STREAMS_PER_CLIENT_MAX,
+    ) -> None:
+        self.driver = driver
+        self.open_counts: dict[int, int] = {}
+        """Connections and dials per client."""
+        self._policy = policy
+        self._resolver = resolver
+        self._connect_timeout_s = connect_timeout_s
+        self._streams_per_client = streams_per_client
+        self._loop = driver.loop
+        self._dials: dict[Dial, None] = {}  # in the order of their deadlines
+        self._timer: asyncio.TimerHandle | None = None
+        self._connected_count = 0
+        self._cancelled_count = 0
+        self._refused_counts: Counter[Fault] = Counter()
+
+    # --- commands --------------------------------------------------------------------------------
+
+    def offer(self, stream: Stream, host: str, port: int) -> None:
+        """A client asks for a connection; the answer is `accept` or `refuse`, unless it resets."""
+        peer = stream.peer
+        count = self.open_counts.get(peer, 0)
+        if count >= self._streams_per_client:
+            self._refuse(stream, Fault.LIMIT)
+            return
+        may = self._policy.verdict(host)
+        if may is False or port == 0:
+            self._refuse(stream, Fault.NOT_ALLOWED)
+            return
+        self.open_counts[peer] = count + 1
+        deadline = self._loop.time() + self._connect_timeout_s
+        dial = Dial(self, stream, host, port, deadline)
+        stream.owner = dial
+        self._dials[dial] = None
+        dial.task = self._loop.create_task(self._run(dial, may is None))
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._connect_timeout_s, self._expire)
+
+    def reconfigure(self, policy: Policy, resolver: Resolver | None = None) -> None:
+        """For every address dialled from now on; connections that stand are not touched."""
+        self._policy = policy
+        if resolver is not None:
+            self._resolver = resolver
+
+    def close(self) -> None:
+        """Ends every dial without a word; connections end with their tunnels."""
+        for dial in list(self._dials):
+            self.cancelled(dial)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    # --- questions -------------------------------------------------------------------------------
+
+    def snapshot(self) -> dict[str, Any]:
+        """Counts for the status document."""
+        dialing = len(self._dials)
+        return {
+            "open": sum(self.open_counts.values()) - dialing,
+            "dialing": dialing,
+            "clients": len(self.open_counts),
+            "connected": self._connected_count,
+            "cancelled": self._cancelled_count,
+            "refused": {fault.name.lower(): n for fault, n in self._refused_counts.items()},
+        }
+
+    # --- dials -----------------------------------------------------------------------------------
+
+    async def _run(self, dial: Dial, is_name: bool) -> None:
+        try:
+            if is_name:
+                await self._dial_name(dial)
+            else:  # both kinds of loop set TCP_NODELAY by themselves
+                await self._loop.create_connection(dial.connection, dial.host, dial.port)
+            return
+        except StreamFault as error:
+            fault = error.fault
+        except OSError as error:
+            fault = fault_of(error)
+        except Exception:
+            log.exception("a dial failed in a way nobody thought of")
+            fault = Fault.FAILED
+        self._fail(dial, fault)
+
+    async def _dial_name(self, dial: Dial) -> None:
+        addresses = await self._resolver.resolve(dial.host)
+        check = self._policy.check
+        allowed = [address for address in addresses if check(address, dial.port)][:ADDRESSES_MAX]
+        if not allowed:
+            raise StreamFault(Fault.NOT_ALLOWED, "the exit's policy refuses the address")
+        if len(allowed) == 1:
+            await self._loop.create_connection(dial.connection, allowed[0], dial.port)
+            return
+        import aiohappyeyeballs
+
+        sock = await aiohappyeyeballs.start_connection(
+            [_address_info(address, dial.port) for address in allowed],
+            happy_eyeballs_delay=NEXT_ADDRESS_S,
+            loop=self._loop,
+        )
+        try:
+            await self._loop.create_connection(dial.connection, sock=sock)
+        except BaseException:
+            sock.close()
+            raise
+
+    def connected(self, dial: Dial, connection: ExitConnection) -> bool:
+        """The socket stands: what was kept goes first. False: nobody wants it any more."""
+        if dial not in self._dials:
+            return False
+        del self._dials[dial]
+        stream = dial.stream
+        if stream.is_over:
+            self.ended(stream.peer)
+            return False
+        self._connected_count += 1
+        self.driver.accept(stream, connection)
+        if dial.early:
+            for chunk in dial.early:
+                connection.stream_data(chunk)
+        if dial.finished:
+            connection.stream_finished()
+        return True
+
+    def cancelled(self, dial: Dial) -> None:
+        """Gives the dial up; nobody is told."""
+        if self._forget(dial):
+            self._cancelled_count += 1
+
+    def ended(self, peer: int) -> None:
+        """A connection or a dial of this client is over."""
+        count = self.open_counts[peer] - 1
+        if count:
+            self.open_counts[peer] = count
+        else:
+            del self.open_counts[peer]
+
+    def _fail(self, dial: Dial, fault: Fault) -> None:
+        if self._forget(dial) and not dial.stream.is_over:
+            self._refuse(dial.stream, fault)
+
+    def _forget(self, dial: Dial) -> bool:
+        """Ends a dial, its task included. False: it had ended."""
+        if dial not in self._dials:
+            return False
+        del self._dials[dial]
+        self.ended(dial.stream.peer)
+        dial.early.clear()
+        if dial.task is not None and not dial.task.done():
+            dial.task.cancel()
+        return True
+
+    def _refuse(self, stream: Stream, fault: Fault) -> None:
+        self._refused_counts[fault] += 1
+        self.driver.refuse(stream, fault)
+
+    def _expire(self) -> None:
+        """Ends the dials whose time is up; the timer stands for the first of the others."""
+        self._timer = None
+        now = self._loop.time()
+        for dial in list(self._dials):
+            if dial.deadline > now + 0.005:
+                self._timer = self._loop.call_later(dial.deadline - now, self._expire)
+                return
+            self._fail(dial, Fault.TIMEOUT)
+
+
+def fault_of(error: OSError) -> Fault:
+    """What to tell the client."""
+    if isinstance(error, TimeoutError):
+        return Fault.TIMEOUT
+    if isinstance(error, socket.gaierror):
+        return Fault.HOST_UNREACHABLE
+    if error.errno is not None:
+        return _FAULTS.get(error.errno, Fault.FAILED)
+    # several addresses failed, each in its own way: only the text tells how
+    faults = {_FAULTS.get(int(code), Fault.FAILED) for code in _ERRNO.findall(str(error))}
+    return next((fault for fault in _TELLING if fault in faults), Fault.FAILED)
+
+
+def _address_info(
+    address: str, port: int
+) -> tuple[int, int, int, str, tuple[str, int] | tuple[str, int, int, int]]:
+    if ":" in address:
+        return socket.AF_INET6, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address, port, 0, 0)
+    return socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address, port)

@@ -1,0 +1,241 @@
+"""Real processes for the end-to-end tests: nodes started through the command line, a site, a cutter."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.server
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+USERVPN = [sys.executable, "-m", "uservpn"]
+KEY = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
+
+
+def free_port() -> int:
+    """A port nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_until(condition, seconds: float = 15.0):
+    """Asks until it holds; a time limit, never a fixed sleep, decides."""
+    end = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if value:
+            return value
+        assert time.monotonic() < end, f"not within {seconds} s: {condition}"
+        time.sleep(0.02)
+
+
+class NodeProcess:
+    """One `uservpn run`."""
+
+    def __init__(self, folder: Path, text: str, wrap: tuple[str, ...] = ()) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.config = folder / "c.toml"
+        self.config.write_text(text)
+        self.config.chmod(0o600)
+        self.log = folder / "log"
+        self._out = self.log.open("wb")
+        self.process = subprocess.Popen(
+            [*wrap, *USERVPN, "run", "-c", str(self.config)],
+            stdout=subprocess.PIPE,
+            stderr=self._out,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line.startswith("ready"), (line, self.log.read_text())
+
+    def status(self) -> dict:
+        """The status document."""
+        done = subprocess.run(
+            [*USERVPN, "status", "--json", "-c", str(self.config)],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
+        )
+        return json.loads(done.stdout)
+
+    def is_linked(self) -> bool:
+        """Is a link up and has the peer been heard?"""
+        return any(node["state"] == "up" for node in self.status()["nodes"])
+
+    def stop(self) -> int:
+        """SIGTERM; the exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            code = self.process.wait(15)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            code = self.process.wait(5)
+        self.process.stdout.close()
+        self._out.close()
+        return code
+
+
+class Site(http.server.ThreadingHTTPServer):
+    """A web site: /N gives N bytes of a known pattern, POST answers the SHA-256 of what came."""
+
+    daemon_threads = True
+    request_queue_size = 600
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.port = self.server_address[1]
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def handle_error(self, request, client_address) -> None:
+        """Connections that tests break on purpose."""
+
+
+BLOCK = bytes(os.urandom(1 << 20))
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        size = int(re.sub(r"\D", "", self.path) or 0)
+        self.send_response(200)
+        self.send_header("Content-Length", str(size))
+        self.end_headers()
+        while size:
+            part = BLOCK[: min(size, len(BLOCK))]
+            self.wfile.write(part)
+            size -= len(part)
+
+    def do_POST(self) -> None:
+        left = int(self.headers["Content-Length"])
+        digest = hashlib.sha256()
+        while left:
+            part = self.rfile.read(min(left, 1 << 20))
+            digest.update(part)
+            left -= len(part)
+        body = digest.hexdigest().encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args) -> None:
+        """Silence."""
+
+
+def digest_of(size: int) -> str:
+    """SHA-256 of what the site sends for /size."""
+    digest = hashlib.sha256()
+    while size:
+        digest.update(BLOCK[: min(size, len(BLOCK))])
+        size -= min(size, len(BLOCK))
+    return digest.hexdigest()
+
+
+class Cutter:
+    """A TCP forwarder between client and server whose connections can be cut, or delayed."""
+
+    def __init__(self, target: int) -> None:
+        self.target = target
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        self.pairs: list[tuple[socket.socket, socket.socket]] = []
+        self.carried = 0
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self.listener.accept()
+                try:
+                    far = socket.create_connection(("127.0.0.1", self.target), 5)
+                except OSError:
+                    near.close()
+                    continue
+                self.pairs.append((near, far))
+                for a, b in ((near, far), (far, near)):
+                    threading.Thread(target=self._carry, args=(a, b), daemon=True).start()
+
+    def _carry(self, source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                sink.sendall(data)
+                self.carried += len(data)
+        for sock in (source, sink):
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+    def cut(self) -> None:
+        """Every connection ends now, with a reset."""
+        pairs, self.pairs = self.pairs, []
+        for pair in pairs:
+            for sock in pair:
+                with contextlib.suppress(OSError):
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+                    sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Ends all."""
+        self.listener.close()
+        self.cut()
+
+
+class Mesh:
+    """A server (1), a client (7) with its entry, optionally a cutter between them."""
+
+    def __init__(self, folder: Path, with_cutter: bool = False, wrap: tuple[str, ...] = ()) -> None:
+        self.folder = folder
+        self.server_port = free_port()
+        self.entry = free_port()
+        self.cutter = Cutter(self.server_port) if with_cutter else None
+        self.server = self.start_server()
+        port = self.cutter.port if self.cutter else self.server_port
+        self.client = NodeProcess(
+            folder / "7",
+            f'[network]\nkey = "{KEY}"\n[node]\nid = 7\nname = "laptop"\n'
+            f'state_dir = "{folder}/7/s"\n'
+            f'[[servers]]\nid = 1\nendpoints = ["tcp://127.0.0.1:{port}"]\n'
+            f'[entry]\nlisten = "127.0.0.1:{self.entry}"\n',
+            wrap,
+        )
+        wait_until(self.client.is_linked)
+
+    def start_server(self) -> NodeProcess:
+        """`uservpn run` for node 1."""
+        return NodeProcess(
+            self.folder / "1",
+            f'[network]\nkey = "{KEY}"\n[node]\nid = 1\nname = "fra"\n'
+            f'state_dir = "{self.folder}/1/s"\n'
+            f'listen = ["tcp://127.0.0.1:{self.server_port}"]\n'
+            '[exit]\nenabled = true\nallow = ["127.0.0.0/8"]\n',
+        )
+
+    def curl(self, *words: str, timeout: float = 60) -> subprocess.CompletedProcess:
+        """curl through the proxy."""
+        return subprocess.run(
+            ["curl", "-sS", "--socks5-hostname", f"127.0.0.1:{self.entry}", *words],
+            capture_output=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    def close(self) -> None:
+        """Ends every process."""
+        self.client.stop()
+        self.server.stop()
+        if self.cutter:
+            self.cutter.close()
+        shutil.rmtree(self.folder, ignore_errors=True)

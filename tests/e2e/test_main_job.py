@@ -1,0 +1,323 @@
+"""The main job with real processes and real clients: what the requirements call e2e."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import socket
+import struct
+import subprocess
+import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import socks
+from mesh import BLOCK, USERVPN, Mesh, Site, digest_of, free_port, wait_until
+
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def site():
+    with Site() as server:
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    made = Mesh(Path(tempfile.mkdtemp(prefix="uv")))
+    yield made
+    made.close()
+
+
+def _need(program: str) -> str:
+    """The tests do not pass by being skipped: a missing client is an error (see .ci/run)."""
+    path = shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin")
+    assert path, f"{program} is needed for this test: install it"
+    return path
+
+
+def _connect(mesh: Mesh, host: str, port: int) -> socket.socket:
+    sock = socks.socksocket()
+    sock.set_proxy(socks.SOCKS5, "127.0.0.1", mesh.entry, rdns=True)
+    sock.settimeout(20)
+    sock.connect((host, port))
+    return sock
+
+
+def test_a_download_and_an_upload_arrive_whole(mesh, site, tmp_path):
+    """64 MiB each way, with the right SHA-256 (R18, R34)."""
+    got = mesh.curl(f"http://127.0.0.1:{site.port}/{64 * MIB}")
+    assert hashlib.sha256(got.stdout).hexdigest() == digest_of(64 * MIB), got.stderr
+    file = tmp_path / "up"
+    file.write_bytes(BLOCK * 64)
+    got = mesh.curl("-T", str(file), "-X", "POST", f"http://127.0.0.1:{site.port}/")
+    assert got.stdout.decode() == digest_of(64 * MIB), got.stderr
+
+
+def test_five_hundred_parallel_requests_all_succeed(mesh, site, tmp_path):
+    got = mesh.curl(
+        "--parallel", "--parallel-immediate", "--parallel-max", "250",
+        "-w", "%{http_code} %{size_download}\n", "-o", "/dev/null",
+        *[f"http://127.0.0.1:{site.port}/{size}" for size in range(1, 501)],
+        *["-o/dev/null"] * 499,
+    )  # fmt: skip
+    lines = sorted(got.stdout.decode().split("\n"))
+    assert lines[1:] == sorted(f"200 {size}" for size in range(1, 501)), got.stderr[-500:]
+
+
+@pytest.mark.parametrize("scheme", ["socks5", "socks5h", "socks4", "socks4a", "http"])
+def test_every_way_into_the_entry(mesh, site, scheme):
+    """SOCKS5, SOCKS4, 4a and HTTP CONNECT on one port; names go on unresolved."""
+    host = "localhost" if scheme in ("socks5h", "socks4a") else "127.0.0.1"
+    done = subprocess.run(
+        ["curl", "-sS", "-p", "-x", f"{scheme}://127.0.0.1:{mesh.entry}",
+         f"http://{host}:{site.port}/1000"],
+        capture_output=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert done.stdout == BLOCK[:1000], done.stderr
+
+
+def test_wget_through_connect(mesh, site):
+    """wget speaks plain HTTP proxying for http://; a tunnel for everything else."""
+    _need("wget")
+    with socket.create_connection(("127.0.0.1", mesh.entry), 10) as sock:
+        sock.sendall(f"CONNECT 127.0.0.1:{site.port} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        assert sock.recv(100).startswith(b"HTTP/1.1 200")
+        sock.sendall(b"GET /5 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        data = b"".join(iter(lambda: sock.recv(65536), b""))
+    assert data.endswith(BLOCK[:5])
+
+
+def test_reply_codes_tell_the_truth(mesh):
+    """Refused 05, not allowed 02, host unreachable 04; BIND and UDP 07; address type 08 (R41)."""
+
+    def reply(command: int, address: bytes) -> int:
+        with socket.create_connection(("127.0.0.1", mesh.entry), 10) as sock:
+            sock.sendall(b"\5\1\0")
+            assert sock.recv(2) == b"\5\0"
+            sock.sendall(bytes((5, command, 0)) + address)
+            return sock.recv(10)[1]
+
+    port = struct.pack(">H", free_port())
+    assert reply(1, b"\1\x7f\0\0\1" + port) == 5
+    assert reply(1, b"\1\x0a\0\0\1" + port) == 2
+    assert reply(1, b"\1\xa9\xfe\xa9\xfe\0\x50") == 2
+    name = b"no-such-host.invalid"
+    assert reply(1, b"\3" + bytes((len(name),)) + name + port) == 4
+    assert reply(2, b"\1\x7f\0\0\1" + port) == 7
+    assert reply(3, b"\1\x7f\0\0\1" + port) == 7
+    assert reply(1, b"\5\x7f\0\0\1" + port) == 8
+
+
+def test_half_close_both_ways(mesh):
+    """The program's FIN reaches the site, the answer still comes back."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        sock = _connect(mesh, "127.0.0.1", listener.getsockname()[1])
+        peer, _ = listener.accept()
+        sock.sendall(b"question")
+        sock.shutdown(socket.SHUT_WR)
+        assert b"".join(iter(lambda: peer.recv(100), b"")) == b"question"
+        peer.sendall(b"answer")
+        peer.close()
+        assert b"".join(iter(lambda: sock.recv(100), b"")) == b"answer"
+        sock.close()
+
+
+def test_cutting_the_link_ten_times_loses_no_byte(site):
+    """In the middle of a transfer each way."""
+    mesh = Mesh(Path(tempfile.mkdtemp(prefix="uv")), with_cutter=True)
+    try:
+        size = 256 * MIB
+        results = {}
+
+        def download() -> None:
+            got = mesh.curl(f"http://127.0.0.1:{site.port}/{size}", timeout=100)
+            results["down"] = hashlib.sha256(got.stdout).hexdigest(), got.stderr
+
+        def upload() -> None:
+            sock = _connect(mesh, "127.0.0.1", site.port)
+            sock.sendall(f"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n\r\n".encode())
+            for _ in range(size // MIB):
+                sock.sendall(BLOCK)
+            data = b""
+            while len(data.partition(b"\r\n\r\n")[2]) < 64:
+                data += sock.recv(4096)
+            results["up"] = data[-64:].decode()
+            sock.close()
+
+        threads = [threading.Thread(target=target) for target in (download, upload)]
+        for thread in threads:
+            thread.start()
+        for cut in range(1, 11):
+            wait_until(lambda: mesh.cutter.carried > cut * 40 * MIB, 60)
+            mesh.cutter.cut()
+        for thread in threads:
+            thread.join(100)
+        assert results["down"][0] == digest_of(size), results["down"]
+        assert results["up"] == digest_of(size)
+    finally:
+        mesh.close()
+
+
+def test_kill_9_of_the_server_ends_its_connections_with_an_error(site):
+    """The program sees a reset, at once; a restarted server serves again (R39)."""
+    mesh = Mesh(Path(tempfile.mkdtemp(prefix="uv")))
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            sock = _connect(mesh, "127.0.0.1", listener.getsockname()[1])
+            mesh.server.process.kill()
+            mesh.server.process.wait(5)
+            sock.settimeout(5)
+            with pytest.raises(ConnectionResetError):
+                sock.recv(1)
+            sock.close()
+        mesh.server.stop()
+        mesh.server = mesh.start_server()
+        wait_until(mesh.client.is_linked)
+        assert mesh.curl(f"http://127.0.0.1:{site.port}/10").stdout == BLOCK[:10]
+    finally:
+        mesh.close()
+
+
+def test_the_client_resolves_nothing(site):
+    """strace of the client: no resolver file, no packet to port 53 (R42)."""
+    trace = Path(tempfile.mkdtemp(prefix="uv")) / "trace"
+    wrap = (_need("strace"), "-f", "-qq", "-o", str(trace), "-e", "trace=network,openat")
+    mesh = Mesh(trace.parent / "m", wrap=wrap)
+    try:
+        got = mesh.curl(f"http://localhost:{site.port}/1000")
+        assert got.stdout == BLOCK[:1000], got.stderr
+    finally:
+        mesh.close()
+    text = trace.read_text()
+    assert f"sin_port=htons({mesh.server_port})" in text  # the trace saw the client's network
+    assert "htons(53)" not in text
+    assert not re.search(r"resolv\.conf|/etc/hosts|nsswitch|libnss|\.resolve", text)
+    shutil.rmtree(trace.parent, ignore_errors=True)
+
+
+def test_a_probe_hears_nothing(mesh):
+    """Foreign bytes are read and thrown away; the connection is not even closed."""
+    with socket.create_connection(("127.0.0.1", mesh.server_port), 5) as sock:
+        sock.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" + bytes(2000))
+        sock.settimeout(1.0)
+        with pytest.raises(TimeoutError):
+            sock.recv(1)
+    assert mesh.client.is_linked()
+
+
+def test_ssh_through_the_proxy(mesh):
+    """A real sshd's banner through a proxy command."""
+    banner = b"SSH-2.0-OpenSSH"
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+
+        def serve() -> None:
+            peer, _ = listener.accept()
+            with peer:
+                peer.sendall(banner + b"_test\r\n")
+                peer.recv(255)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        command = (
+            f"ProxyCommand={_need('nc')} -X 5 -x 127.0.0.1:{mesh.entry} %h %p"
+        )
+        done = subprocess.run(
+            [_need("ssh"), "-v", "-o", command, "-o", "BatchMode=yes",
+             "-o", "StrictHostKeyChecking=no", "-p", str(port), "127.0.0.1", "true"],
+            capture_output=True, timeout=30, check=False,
+        )  # fmt: skip
+        thread.join(10)
+    assert b"OpenSSH_test" in done.stderr
+
+
+def test_chromium_loads_a_page(mesh, site):
+    page = f"http://127.0.0.1:{site.port}/page"
+    with tempfile.TemporaryDirectory() as profile:
+        done = subprocess.run(
+            [_need("chromium"), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
+             "--no-first-run", "--disable-background-networking", "--disable-component-update",
+             "--disable-sync", "--proxy-bypass-list=<-loopback>",
+             f"--user-data-dir={profile}", f"--proxy-server=socks5://127.0.0.1:{mesh.entry}",
+             "--dump-dom", page],
+            capture_output=True, timeout=90, check=False,
+        )  # fmt: skip
+    assert b"<html>" in done.stdout, done.stderr[-500:]
+    assert any(c["target"] for c in mesh.client.status()["connections"]) or done.returncode == 0
+
+
+def test_many_programs_at_once_with_a_library_of_others(mesh, site):
+    def one(number: int) -> bool:
+        sock = _connect(mesh, "127.0.0.1", site.port)
+        sock.sendall(f"GET /{number} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        data = b"".join(iter(lambda: sock.recv(65536), b""))
+        sock.close()
+        return data.endswith(BLOCK[:number])
+
+    with ThreadPoolExecutor(32) as pool:
+        assert all(pool.map(one, range(1000, 1200)))
+
+
+def test_status_shows_node_link_and_tunnel(mesh):
+    document = mesh.client.status()
+    assert document["version"] == 1
+    assert document["node"]["id"] == 7
+    assert document["links"][0]["peer"] == 1 and document["links"][0]["protocol"] == "tcp"
+    assert document["links"][0]["bytes_out"] > 0 and document["links"][0]["rtt_ms"] > 0
+    assert {"peer", "streams", "cache_bytes", "resent", "relayed_bytes", "direct_bytes"} <= set(
+        document["tunnels"][0]
+    )
+
+
+def test_reload_keeps_connections_and_takes_the_change(site):
+    """SIGHUP: a running connection goes on, the new policy holds for the next one."""
+    mesh = Mesh(Path(tempfile.mkdtemp(prefix="uv")))
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            sock = _connect(mesh, "127.0.0.1", listener.getsockname()[1])
+            peer, _ = listener.accept()
+            text = mesh.server.config.read_text()
+            mesh.server.config.write_text(text.replace('"127.0.0.0/8"', '"10.0.0.0/8"'))
+            mesh.server.process.send_signal(1)
+            wait_until(lambda: "reread" in mesh.server.log.read_text())
+            assert mesh.curl(f"http://127.0.0.1:{site.port}/10").returncode != 0
+            peer.sendall(b"still here")
+            assert sock.recv(100) == b"still here"
+            mesh.server.config.write_text("[network]\n")
+            mesh.server.process.send_signal(1)
+            wait_until(lambda: "the old one stays" in mesh.server.log.read_text())
+            peer.sendall(b"and still")
+            assert sock.recv(100) == b"and still"
+            sock.close()
+            peer.close()
+        assert mesh.client.stop() == 0 and mesh.server.stop() == 0
+        assert "Traceback" not in mesh.server.log.read_text() + mesh.client.log.read_text()
+    finally:
+        mesh.close()
+
+
+def test_a_port_in_use_is_one_clear_line(mesh):
+    """Exit status 1, the address named, no traceback."""
+    text = mesh.server.config.read_text().replace("/1/s", "/2/s").replace("id = 1", "id = 2")
+    config = mesh.folder / "in-use.toml"
+    config.write_text(text)
+    done = subprocess.run(
+        [*USERVPN, "run", "-c", str(config)],
+        capture_output=True, text=True, timeout=20, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert str(mesh.server_port) in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_demo_checks_itself():
+    done = subprocess.run(
+        [*USERVPN, "demo", "--once"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count(": ok") == 2
