@@ -12,7 +12,6 @@ import gc
 import logging
 import signal
 import sys
-import tempfile
 from collections.abc import Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -195,16 +194,16 @@ class Service:
                     ),
                 }
             )
-            for stream in list(tunnel.streams.values())[:STATUS_CONNECTIONS_MAX]:
-                connections.append(
-                    {
-                        "peer": peer.id,
-                        "stream": stream.id,
-                        "target": str(getattr(stream.owner, "target", "")),
-                        "bytes_out": stream.sent_size,
-                        "bytes_in": stream.recv_offset,
-                    }
-                )
+            connections += [
+                {
+                    "peer": peer.id,
+                    "stream": stream.id,
+                    "target": str(getattr(stream.owner, "target", "")),
+                    "bytes_out": stream.sent_size,
+                    "bytes_in": stream.recv_offset,
+                }
+                for stream in list(tunnel.streams.values())[:STATUS_CONNECTIONS_MAX]
+            ]
         for link in self.driver.links.values():
             entry = node.links.get(link.id)
             peer_id = entry.peer.id if entry and entry.peer else None
@@ -356,6 +355,5 @@ def demo(once: bool, port: int) -> int:
     """A client and two exits in one process, with a page of their own behind them."""
     from uservpn.demo import run_demo
 
-    with tempfile.TemporaryDirectory(prefix="uservpn-demo-"):
-        with asyncio.Runner(loop_factory=_new_loop) as runner:
-            return runner.run(run_demo(once, port, random_boot))
+    with asyncio.Runner(loop_factory=_new_loop) as runner:
+        return runner.run(run_demo(once, port, random_boot))

@@ -154,7 +154,8 @@ class Cutter:
         self.port = self.listener.getsockname()[1]
         self.pairs: list[tuple[socket.socket, socket.socket]] = []
         self.carried = 0
-        threading.Thread(target=self._accept, daemon=True).start()
+        self.threads = [threading.Thread(target=self._accept, daemon=True)]
+        self.threads[0].start()
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
@@ -166,8 +167,17 @@ class Cutter:
                     near.close()
                     continue
                 self.pairs.append((near, far))
-                for a, b in ((near, far), (far, near)):
-                    threading.Thread(target=self._carry, args=(a, b), daemon=True).start()
+                thread = threading.Thread(target=self._both, args=(near, far), daemon=True)
+                self.threads.append(thread)
+                thread.start()
+
+    def _both(self, near: socket.socket, far: socket.socket) -> None:
+        back = threading.Thread(target=self._carry, args=(far, near), daemon=True)
+        back.start()
+        self._carry(near, far)
+        back.join()
+        near.close()
+        far.close()
 
     def _carry(self, source: socket.socket, sink: socket.socket) -> None:
         with contextlib.suppress(OSError):
@@ -179,18 +189,20 @@ class Cutter:
                 sock.shutdown(socket.SHUT_RDWR)
 
     def cut(self) -> None:
-        """Every connection ends now, with a reset."""
+        """Every connection ends now; what was on its way in them is lost."""
         pairs, self.pairs = self.pairs, []
         for pair in pairs:
             for sock in pair:
                 with contextlib.suppress(OSError):
-                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
                     sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Ends all."""
+        self.listener.shutdown(socket.SHUT_RDWR)
         self.listener.close()
         self.cut()
+        for thread in self.threads:
+            thread.join(10)
 
 
 class Mesh:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import socks
+
 from mesh import BLOCK, USERVPN, Mesh, Site, digest_of, free_port, wait_until
 
 MIB = 1 << 20
@@ -154,7 +155,7 @@ def test_cutting_the_link_ten_times_loses_no_byte(site):
         for thread in threads:
             thread.start()
         for cut in range(1, 11):
-            wait_until(lambda: mesh.cutter.carried > cut * 40 * MIB, 60)
+            wait_until(lambda after=cut: mesh.cutter.carried > after * 40 * MIB, 60)
             mesh.cutter.cut()
         for thread in threads:
             thread.join(100)
@@ -211,30 +212,51 @@ def test_a_probe_hears_nothing(mesh):
     assert mesh.client.is_linked()
 
 
-def test_ssh_through_the_proxy(mesh):
-    """A real sshd's banner through a proxy command."""
-    banner = b"SSH-2.0-OpenSSH"
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-
-        def serve() -> None:
-            peer, _ = listener.accept()
-            with peer:
-                peer.sendall(banner + b"_test\r\n")
-                peer.recv(255)
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        command = (
-            f"ProxyCommand={_need('nc')} -X 5 -x 127.0.0.1:{mesh.entry} %h %p"
+def test_ssh_through_the_proxy(mesh, tmp_path):
+    """A real sshd and a real ssh, with nc as its proxy command."""
+    keygen = _need("ssh-keygen")
+    for name in ("host", "user"):
+        subprocess.run(
+            [keygen, "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / name)],
+            check=True,
+            timeout=20,
         )
+    (tmp_path / "keys").write_text((tmp_path / "user.pub").read_text())
+    port = free_port()
+    Path("/run/sshd").mkdir(exist_ok=True)  # Debian's sshd insists on it
+    server = subprocess.Popen(
+        [
+            _need("sshd"), "-D", "-e", "-f", "/dev/null", "-p", str(port),
+            "-o", "ListenAddress=127.0.0.1", "-h", str(tmp_path / "host"),
+            "-o", f"AuthorizedKeysFile={tmp_path}/keys", "-o", "StrictModes=no",
+            "-o", "UsePAM=no", "-o", f"PidFile={tmp_path}/pid",
+        ],
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        wait_until(lambda: _answers(port))
+        proxy = f"ProxyCommand={_need('nc')} -X 5 -x 127.0.0.1:{mesh.entry} %h %p"
         done = subprocess.run(
-            [_need("ssh"), "-v", "-o", command, "-o", "BatchMode=yes",
-             "-o", "StrictHostKeyChecking=no", "-p", str(port), "127.0.0.1", "true"],
-            capture_output=True, timeout=30, check=False,
+            [
+                _need("ssh"), "-F", "none", "-o", proxy, "-o", "BatchMode=yes",
+                "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null",
+                "-i", str(tmp_path / "user"), "-p", str(port), "127.0.0.1",
+                "head -c 3000000 /dev/zero",
+            ],
+            capture_output=True, timeout=40, check=False,
         )  # fmt: skip
-        thread.join(10)
-    assert b"OpenSSH_test" in done.stderr
+        assert done.stdout == bytes(3_000_000), done.stderr
+    finally:
+        server.terminate()
+        server.wait(10)
+
+
+def _answers(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+    except OSError:
+        return False
+    return True
 
 
 def test_chromium_loads_a_page(mesh, site):

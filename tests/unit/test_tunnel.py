@@ -7,7 +7,9 @@ import random
 import pytest
 
 from uservpn.errors import Fault, StreamFault
-from world import KEY, World, pair
+from uservpn.wire.constants import NUMBER_MAX
+from uservpn.wire.replay import ReplayWindow
+from world import KEY, ROOM, World, pair
 
 
 def _exchange(world, client, server, size, seconds=600.0):
@@ -71,7 +73,7 @@ def test_the_first_message_carries_data():
 
 
 def test_a_refused_dial_is_told_and_ends_the_stream():
-    world, client, server = pair()
+    world, client, _server = pair()
     stream = client.node.open(1, "refuse.test", 80, None, world.now)
     world.settle(client)
     world.run(1)
@@ -115,7 +117,7 @@ def test_a_cancelled_download_stops_within_a_round_trip():
 
 def test_a_restarted_server_ends_its_streams_at_once():
     """A new boot is noticed with the first message after the restart (R39)."""
-    world, client, server = pair()
+    world, client, _server = pair()
     stream = client.node.open(1, "site.test", 80, None, world.now)
     world.settle(client)
     world.run(1)
@@ -143,7 +145,7 @@ def test_a_server_that_refuses_is_dead_at_once():
 
 
 def test_a_silent_server_is_dead_after_the_grace_time_not_before():
-    world, client, server = pair()
+    world, client, _server = pair()
     stream = client.node.open(1, "site.test", 80, None, world.now)
     world.settle(client)
     world.run(1)
@@ -224,7 +226,7 @@ def test_replays_to_a_running_node_have_no_effect_and_no_answer():
 
 def test_keep_alives_of_both_sides_hold_an_idle_link(world_hours=2):
     """Empty data messages at most every 10 minutes, from both sides (R17, R40)."""
-    world, client, server = pair()
+    world, client, _server = pair()
     world.run(5)
     world.tap.clear()
     world.run(3600 * world_hours)
@@ -258,3 +260,27 @@ def test_an_unknown_exit_is_a_stream_fault():
     world, client, _ = pair()
     with pytest.raises(StreamFault):
         client.node.open(99, "site.test", 80, None, world.now)
+
+
+def test_a_reset_that_overtakes_its_open_opens_nothing():
+    """Both are known exactly once, in either order."""
+    from uservpn.tunnel.tunnel import Tunnel
+    from uservpn.wire.constants import Kind
+
+    source = Tunnel(7, 1, lambda limit: 0)
+    sink = Tunnel(1, 7, lambda limit: 0)
+    stream = source.open("site.test", 80, None)
+    ((_, opening),) = source.take_messages(ROOM, 60_000, 1, 0.0)
+    source.reset(stream, Fault.CANCELLED)
+    ((_, reset),) = source.take_messages(ROOM, 60_000, 1, 0.0)
+    for message in (reset, opening):
+        sink.receive(Kind.DATA, bytes(message), 0.0)
+    assert [type(event).__name__ for event in sink.take_events()] == ["Reset"]
+    assert not sink.streams
+
+
+def test_the_replay_window_takes_every_number_there_is():
+    window = ReplayWindow()
+    for number in (0, 1, NUMBER_MAX, 63, NUMBER_MAX - 1):
+        assert window.admit(number) == (number not in (63,)), number
+        assert not window.admit(number)

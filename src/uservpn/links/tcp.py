@@ -220,7 +220,7 @@ def _name(address: object) -> str:
 
 
 class TcpPlugin:
-    """`tcp://`"""
+    """Links of the form `tcp://`."""
 
     scheme = "tcp"
 

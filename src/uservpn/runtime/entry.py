@@ -80,7 +80,7 @@ class Entry:
         if self._server is not None:
             self._server.close()
         end = self.driver.loop.time() + drain_s
-        while self.connections and self.driver.loop.time() < end:
+        while self.connections and self.driver.loop.time() < end:  # noqa: ASYNC110 - ends soon
             await asyncio.sleep(0.05)
         for connection in list(self.connections):
             connection.abort()

@@ -86,6 +86,9 @@ class Dial:
         """The protocol for a socket that now stands."""
         return ExitConnection(self)
 
+    def stream_opened(self, fault: Fault, detail: bytes) -> None:
+        """Never comes: this side answers."""
+
     def stream_data(self, chunk: Buffer) -> None:
         """Early data: a copy is kept, and not counted as consumed until it has gone on."""
         self.early.append(bytes(chunk))

@@ -78,7 +78,7 @@ class Pump(asyncio.BufferedProtocol):
         if self.stream is None:
             return False
         self.driver.finish(self.stream)
-        return True
+        return not self._eof_wanted  # both directions are done: close
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The socket is gone: so is the stream, unless both ends had finished."""

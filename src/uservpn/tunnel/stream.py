@@ -8,7 +8,6 @@ reset.
 from __future__ import annotations
 
 from collections import deque
-
 from typing import Protocol
 
 from uservpn.errors import Fault

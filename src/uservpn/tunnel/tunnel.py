@@ -484,10 +484,14 @@ class Tunnel:
             elif kind == frames.RESET:
                 _, stream_id, code = frames.RESET_FRAME.unpack_from(payload, position)
                 position += 6
-                stream = self.streams.get(stream_id)
-                if stream is not None:
-                    self._events.append(Reset(stream, _fault(code)))
-                    self._drop(stream)
+                stream = self.streams.get(stream_id) or self._early(stream_id)
+                if stream is None:
+                    continue
+                if not stream.is_known:  # it overtook its OPEN, which then opens nothing
+                    self._early_count -= 1
+                    self._mark_seen(stream_id)
+                self._events.append(Reset(stream, _fault(code)))
+                self._drop(stream)
             elif kind == frames.HAVE:
                 _, below, count = frames.HAVE_HEAD.unpack_from(payload, position)
                 position += 11
@@ -513,8 +517,7 @@ class Tunnel:
         """A stream of the peer whose OPEN is still on its way; None: it is over."""
         if stream_id & 1 == self._mine:
             return None  # ours, and over
-        index = stream_id >> 1
-        if index < self._seen_below or index in self._seen:
+        if self._was_seen(stream_id):
             return None
         if self._early_count >= limits.HELD_EARLY_MAX:
             raise PeerFault("too many streams before their OPEN")
@@ -522,6 +525,17 @@ class Tunnel:
         stream = self.streams[stream_id] = Stream(stream_id, self.peer, False, limits.EARLY_SIZE)
         self._window_sum += stream.recv_window
         return stream
+
+    def _was_seen(self, stream_id: int) -> bool:
+        index = stream_id >> 1
+        return index < self._seen_below or index in self._seen
+
+    def _mark_seen(self, stream_id: int) -> None:
+        index = stream_id >> 1
+        if index == self._seen_below:
+            self._seen_below = self._seen.pop_prefix(index + 1)
+        elif not self._was_seen(stream_id):
+            self._seen.add(index, index + 1)
 
     def _on_open(self, payload: bytes, position: int) -> int:
         size: int
@@ -532,6 +546,8 @@ class Tunnel:
             raise PeerFault("OPEN with a wrong number or host")
         stream = self.streams.get(stream_id)
         if stream is None:
+            if self._was_seen(stream_id):
+                return position + size  # its RESET came first
             stream = Stream(stream_id, self.peer, False, limits.EARLY_SIZE)
             self.streams[stream_id] = stream
             self._window_sum += stream.recv_window
@@ -543,11 +559,7 @@ class Tunnel:
         stream.send_limit = window
         stream.recv_window = limits.WINDOW_START
         self._window_sum += limits.WINDOW_START - limits.EARLY_SIZE
-        index = stream_id >> 1
-        if index == self._seen_below:
-            self._seen_below = self._seen.pop_prefix(index + 1)
-        else:
-            self._seen.add(index, index + 1)
+        self._mark_seen(stream_id)
         self.opened_count += 1
         self._events.append(Offered(stream, host, port))
         early = stream.held

@@ -55,7 +55,7 @@ class Kind(enum.IntEnum):
 
 WINDOW_START: Final = 64
 WINDOW_MAX: Final = 65_536
-"""Replay window slots: start small, grow with the numbers seen (4 bytes a slot)."""
+"""Replay window slots: start small, grow with the numbers seen (8 bytes a slot)."""
 SKEW_LOGGED_MS: Final = FRESH_MS
 
 assert FIELDS_SIZE + WATERMARK_SIZE == HEADER_SIZE

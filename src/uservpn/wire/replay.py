@@ -16,13 +16,13 @@ from uservpn.wire.constants import WINDOW_MAX, WINDOW_START
 class ReplayWindow:
     """Exact duplicate detection for one (origin, boot, destination).
 
-    Memory: 4 bytes a slot, 64 slots at first, doubled as numbers grow, at most 65,536.
+    Memory: 8 bytes a slot, 64 slots at first, doubled as numbers grow, at most 65,536.
     """
 
     __slots__ = ("_mask", "_ring", "_shift")
 
     def __init__(self) -> None:
-        self._ring = array("I", bytes(4 * WINDOW_START))
+        self._ring = array("Q", bytes(8 * WINDOW_START))
         self._mask = WINDOW_START - 1
         self._shift = WINDOW_START.bit_length() - 1
 
@@ -44,7 +44,7 @@ class ReplayWindow:
     def _double(self) -> None:
         """Twice the slots; what the old ring called seen stays seen."""
         size = self._mask + 1
-        ring = array("I", bytes(8 * size))
+        ring = array("Q", bytes(16 * size))
         for slot, generation in enumerate(self._ring):
             if generation:
                 newest = (generation - 1) * size + slot

@@ -14,7 +14,14 @@ from typing import Final, NamedTuple
 from cryptography.exceptions import InvalidTag
 
 from uservpn.types import Buffer
-from uservpn.wire.constants import ASSOCIATED_SIZE, FLAG_BOUND, FLAG_CHACHA, FRESH_MS, TAG_SIZE
+from uservpn.wire.constants import (
+    ASSOCIATED_SIZE,
+    FLAG_BOUND,
+    FLAG_CHACHA,
+    FRESH_MS,
+    NUMBER_MAX,
+    TAG_SIZE,
+)
 from uservpn.wire.header import Header, HeaderCodec, pack_fields
 from uservpn.wire.keys import Aead, KeyRing
 from uservpn.wire.replay import ReplayWindow
@@ -82,6 +89,7 @@ class Session:
         `boot` binds the message to a boot that a header only claims so far, instead of `peer_boot`.
         """
         number = self._number
+        assert number <= NUMBER_MAX, "a nonce would repeat"
         self._number = number + 1
         flags = self._flags | kind
         bound_to = boot.to_bytes(8, "big") if boot else self._peer_boot_bytes
