@@ -28,6 +28,7 @@ from uservpn.exits.policy import Policy
 from uservpn.links.base import LinkPlugin
 from uservpn.links.tcp import PLUGIN as TCP
 from uservpn.node.node import Node, NodeOptions
+from uservpn.runtime.allocator import keep_message_blocks
 from uservpn.runtime.boot import next_boot, random_boot
 from uservpn.runtime.clock import monotonic, random_bytes, wall_offset
 from uservpn.runtime.cpu import lacks_aes
@@ -282,6 +283,7 @@ def _log_to_stderr() -> None:
 def run(config_path: Path, servers: tuple[str, ...]) -> int:
     """The daemon: until SIGTERM or SIGINT. Returns the exit status. Raises ConfigError."""
     config = load(config_path, servers)
+    keep_message_blocks()
     _log_to_stderr()
     for warning in config.warnings:
         log.warning("%s", warning)

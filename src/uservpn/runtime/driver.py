@@ -182,12 +182,13 @@ class Driver:
         if deadline is not None and deadline <= now + _EPSILON_S:
             node.on_deadline(now + _EPSILON_S)
         for _ in range(4):  # events make messages, messages make room: a few rounds, then the loop
-            for link_id, batch in node.take_transmits(self._room, now):
+            batches = node.take_transmits(self._room, now)
+            for link_id, batch in batches:
                 link = self.links.get(link_id)
                 if link is not None:
                     link.send(batch)
             events = node.take_events(now)
-            if not events:
+            if not events and not batches:  # a batch ends with the link's room, which may be back
                 break
             for event in events:
                 _HANDLERS[type(event)](self, event)

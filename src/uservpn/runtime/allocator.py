@@ -1,0 +1,26 @@
+"""Tells the C library to keep message-sized blocks instead of mapping each one anew.
+
+glibc hands blocks of 128 KiB and more to mmap at first, and every such block then costs its page faults
+again on each message. With a higher threshold they come from the heap and are reused. Elsewhere nothing
+is done.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from typing import Final
+
+_M_TRIM_THRESHOLD: Final = -1
+_M_MMAP_THRESHOLD: Final = -3
+_KEEP_SIZE: Final = 16 * 1024 * 1024
+
+
+def keep_message_blocks() -> None:
+    """Raises the thresholds for mapping and trimming; harmless where the library is not glibc."""
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _KEEP_SIZE)
+        mallopt(_M_TRIM_THRESHOLD, _KEEP_SIZE)
