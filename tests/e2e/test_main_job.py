@@ -129,6 +129,28 @@ def test_half_close_both_ways(mesh):
         sock.close()
 
 
+def test_a_long_answer_after_an_early_half_close_arrives_whole(mesh):
+    """The program has said all, the site answers and closes: nothing queued is dropped."""
+    answer = BLOCK * 24
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        sock = _connect(mesh, "127.0.0.1", listener.getsockname()[1])
+        peer, _ = listener.accept()
+        sock.shutdown(socket.SHUT_WR)
+        assert peer.recv(1) == b""
+
+        def serve() -> None:
+            peer.sendall(answer)
+            peer.close()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        thread.join(1)  # the site is far ahead of a program that does not read yet
+        got = b"".join(iter(lambda: sock.recv(1 << 20), b""))
+        thread.join(20)
+        sock.close()
+    assert hashlib.sha256(got).digest() == hashlib.sha256(answer).digest()
+
+
 def test_cutting_the_link_ten_times_loses_no_byte(site):
     """In the middle of a transfer each way."""
     mesh = Mesh(Path(tempfile.mkdtemp(prefix="uv")), with_cutter=True)

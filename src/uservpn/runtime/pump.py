@@ -86,7 +86,8 @@ class Pump(asyncio.BufferedProtocol):
         stream = self.stream
         if stream is not None:
             self.stream = None
-            if not stream.is_over:
+            is_done = exc is None and self._read_done and self._eof_wanted
+            if not stream.is_over and not is_done:  # done: what is queued still goes
                 fault = Fault.CONNECTION_LOST if exc is not None else Fault.CANCELLED
                 self.driver.reset(stream, fault)
 
