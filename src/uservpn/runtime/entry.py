@@ -1,41 +1,49 @@
-"""The entry: where programs come in, by SOCKS5, SOCKS4/4a or HTTP CONNECT on one port.
+"""The entry: where programs come in, by SOCKS5, SOCKS4/4a or HTTP on one port.
 
-The first byte tells the protocol. A program hears `success` at once when its target connected before
-through the same exit (`optimistic`), else when the exit has really connected, so that error codes are
-true. An answer that turned out too optimistic ends the connection with a reset and makes the next one
-honest. Handshakes are bounded in bytes and time; the time limit is one timer for all of them.
+The first byte tells the protocol; what speaks none of them is closed without a word. A program hears
+`success` at once when its target connected before through the same exit (`optimistic`), else when the
+exit has really connected, so that error codes are true. An answer that turned out too optimistic ends
+the connection with a reset and makes the next one honest. What a program sends ahead of its answer
+already flows to the exit.
+
+Limits: so many connections at once (more are closed as they come), and so many seconds for whatever a
+program has to do before anything can be done for it: to shake hands, to end the head of a request, to
+take its last answer. One timer serves all of them, and there is none while nobody is waited for.
+The code for HTTP is loaded with the first program that speaks it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections import deque
 from collections.abc import Mapping
-from typing import Final, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 from uservpn.errors import Fault, StreamFault
 from uservpn.kit.endpoint import Address
 from uservpn.runtime.driver import Driver
-from uservpn.runtime.http_proxy import HttpConnect
 from uservpn.runtime.pump import Pump
 from uservpn.socks.handshake import Handshake, Request, State
 from uservpn.tunnel.stream import Stream
-from uservpn.types import NodeId
+from uservpn.types import Buffer, NodeId
 
-log: Final = logging.getLogger("uservpn")
+if TYPE_CHECKING:
+    from uservpn.runtime.http_proxy import HttpSession
+
 HANDSHAKE_LIMIT_S: Final = 15.0
 CONNECTIONS_MAX: Final = 16_384
-"""Programs' connections at once; more are closed as they come."""
-EARLY_MAX: Final = 256 * 1024
 BACKLOG: Final = 1024
+_LETTERS: Final = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
+_EPSILON_S: Final = 0.01
+"""Timers may fire a little early."""
+
+Optimistic = Literal["auto"] | bool
 
 
 class Choosing(Protocol):
-    """What the entry asks of the chooser."""
+    """What the entry asks of the chooser, and tells it."""
 
     def choose(self, host: str, port: int, user: str | None) -> NodeId | None:
-        """The exit for this target."""
+        """The exit for this target; None: there is none."""
 
     def knows(self, exit: NodeId, host: str, port: int) -> bool:
         """Has it connected there before?"""
@@ -48,7 +56,7 @@ class Choosing(Protocol):
 
 
 class Entry:
-    """The listener for programs."""
+    """The listener for programs, and the limits on all their connections."""
 
     def __init__(
         self,
@@ -56,7 +64,10 @@ class Entry:
         users: Mapping[str, str],
         driver: Driver,
         chooser: Choosing,
-        optimistic: Literal["auto"] | bool,
+        optimistic: Optimistic,
+        *,
+        handshake_limit_s: float = HANDSHAKE_LIMIT_S,
+        connections_max: int = CONNECTIONS_MAX,
     ) -> None:
         self.driver = driver
         self.chooser = chooser
@@ -64,10 +75,18 @@ class Entry:
         self.optimistic = optimistic
         self.connections: set[EntryConnection] = set()
         self.accepted_count = 0
+        """Programs that came in, refused ones too."""
+        self.refused_count = 0
+        """Connections turned away: no place, no or a wrong handshake, no way to the target."""
         self._listen = listen
-        self._server: asyncio.AbstractServer | None = None
-        self._waiting: deque[tuple[float, EntryConnection]] = deque()
+        self._handshake_limit_s = handshake_limit_s
+        self._connections_max = connections_max
+        self._server: asyncio.Server | None = None
+        self._waiting: dict[EntryConnection, float] = {}  # in the order of their deadlines
         self._timer: asyncio.TimerHandle | None = None
+        self._emptied: asyncio.Event | None = None  # not None: closing
+
+    # --- life ------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Listens. Raises OSError."""
@@ -76,167 +95,359 @@ class Entry:
         )
 
     async def close(self, drain_s: float) -> None:
-        """Stops listening, gives open connections `drain_s` to finish, then resets them."""
+        """Stops listening, gives connections in use `drain_s` to finish, then resets them."""
         if self._server is not None:
             self._server.close()
-        end = self.driver.loop.time() + drain_s
-        while self.connections and self.driver.loop.time() < end:  # noqa: ASYNC110 - ends soon
-            await asyncio.sleep(0.05)
+            self._server = None
+        self._emptied = asyncio.Event()
         for connection in list(self.connections):
-            connection.abort()
+            connection.retire()
+        if self.connections and drain_s > 0:
+            try:
+                async with asyncio.timeout(drain_s):
+                    await self._emptied.wait()
+            except TimeoutError:
+                pass  # they had their time
+        for connection in list(self.connections):
+            connection.cut()
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
+        await asyncio.sleep(0)  # sockets that were aborted are closed in the loop's next turn
 
-    def reconfigure(self, users: Mapping[str, str], optimistic: Literal["auto"] | bool) -> None:
-        """From the next connection on."""
+    def reconfigure(self, users: Mapping[str, str], optimistic: Optimistic) -> None:
+        """From the next handshake on; connections that stand are not touched."""
         self.users = users
         self.optimistic = optimistic
 
-    def watch(self, connection: EntryConnection) -> None:
-        """Its handshake has to be over within the limit."""
-        until = self.driver.loop.time() + HANDSHAKE_LIMIT_S
-        self._waiting.append((until, connection))
-        if self._timer is None:
-            self._timer = self.driver.loop.call_at(until, self._sweep)
+    # --- questions -------------------------------------------------------------------------------
 
-    def _sweep(self) -> None:
+    @property
+    def address(self) -> Address:
+        """Where it listens; the real port where 0 was asked for."""
+        if self._server is None:
+            return self._listen
+        host, port = self._server.sockets[0].getsockname()[:2]
+        return Address(host, port)
+
+    def snapshot(self) -> dict[str, Any]:
+        """Counts for the status document."""
+        return {
+            "open": len(self.connections),
+            "accepted": self.accepted_count,
+            "refused": self.refused_count,
+        }
+
+    # --- its connections -------------------------------------------------------------------------
+
+    def add(self, connection: EntryConnection) -> bool:
+        """A program came in; False: there is no place for it."""
+        self.accepted_count += 1
+        if len(self.connections) >= self._connections_max or self._emptied is not None:
+            self.refused_count += 1
+            return False
+        self.connections.add(connection)
+        self.watch(connection)
+        return True
+
+    def remove(self, connection: EntryConnection) -> None:
+        """It is gone."""
+        self._waiting.pop(connection, None)
+        self.connections.discard(connection)
+        if self._emptied is not None and not self.connections:
+            self._emptied.set()
+
+    def watch(self, connection: EntryConnection) -> None:
+        """It is reset unless `unwatch` or its end comes within the limit; watched: nothing new."""
+        if connection not in self._waiting:
+            until = self.driver.loop.time() + self._handshake_limit_s
+            self._waiting[connection] = until
+            if self._timer is None:
+                self._timer = self.driver.loop.call_at(until, self._expire)
+
+    def unwatch(self, connection: EntryConnection) -> None:
+        """What was waited for has come."""
+        self._waiting.pop(connection, None)
+
+    def _expire(self) -> None:
+        """Resets those whose time is up; the timer stands for the first of the others."""
         self._timer = None
-        now = self.driver.loop.time() + 0.01
-        waiting = self._waiting
-        while waiting and (waiting[0][0] <= now or not waiting[0][1].is_shaking):
-            _, connection = waiting.popleft()
-            if connection.is_shaking:
-                connection.abort()
-        if waiting:
-            self._timer = self.driver.loop.call_at(waiting[0][0], self._sweep)
+        now = self.driver.loop.time() + _EPSILON_S
+        for connection, until in list(self._waiting.items()):
+            if until > now:
+                self._timer = self.driver.loop.call_at(until, self._expire)
+                return
+            del self._waiting[connection]
+            connection.expired()
 
 
 class EntryConnection(Pump):
-    """One program's connection: first a handshake, then bytes."""
+    """One program's connection: first a handshake, then bytes; or a session of HTTP requests."""
 
-    __slots__ = ("_answered", "_early", "_entry", "_exit", "_handshake", "_request", "is_shaking")
+    __slots__ = (
+        "_entry",
+        "_exit",
+        "_handshake",
+        "_http",
+        "_is_answered",
+        "_is_confirmed",
+        "_is_refused",
+        "_request",
+    )
 
     def __init__(self, entry: Entry) -> None:
         super().__init__(entry.driver)
         self._entry = entry
-        self._handshake: Handshake | HttpConnect | None = None
+        self._handshake: Handshake | HttpSession | None = None  # until the answer
+        self._http: HttpSession | None = None  # while it has the socket
         self._request: Request | None = None
         self._exit = NodeId(0)
-        self._answered = False
-        self._early = 0
-        self.is_shaking = True
+        self._is_answered = False  # the program was told success
+        self._is_confirmed = False  # the exit has told its result
+        self._is_refused = False
 
     @property
     def target(self) -> str:
-        """host:port, for status."""
+        """host:port, for status; "" while there is none."""
         return f"{self._request.host}:{self._request.port}" if self._request else ""
+
+    @property
+    def entry(self) -> Entry:
+        """Whose program this is."""
+        return self._entry
+
+    @property
+    def is_full(self) -> bool:
+        """The program does not take what it was sent."""
+        return self._paused
+
+    # --- the program's side ----------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A program came in."""
         super().connection_made(transport)
-        entry = self._entry
-        entry.accepted_count += 1
-        if len(entry.connections) >= CONNECTIONS_MAX:
+        if not self._entry.add(self):
+            self._is_refused = True
             transport.close()
-            return
-        entry.connections.add(self)
-        entry.watch(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The program is gone."""
-        self.is_shaking = False
-        self._entry.connections.discard(self)
+        self._entry.remove(self)
+        self._handshake = None
+        if self._http is not None:
+            self._http.lost()
+            self._http = None
         super().connection_lost(exc)
 
     def received(self, chunk: memoryview) -> None:
-        """Bytes of the handshake."""
-        if not self.is_shaking:
+        """Bytes of a handshake or of HTTP; what follows a refusal is thrown away."""
+        if self._http is not None:
+            self._http.receive(bytes(chunk))
+            return
+        if self._is_refused:
             return
         handshake = self._handshake
-        data = bytes(chunk)
         if handshake is None:
-            if data[0] in (4, 5):
-                handshake = Handshake(self._entry.users)
-            elif 65 <= data[0] <= 90 or 97 <= data[0] <= 122:
-                handshake = HttpConnect(self._entry.users)
-            else:
-                self._close()
+            first = chunk[0]
+            if first in _LETTERS:
+                self._speak_http(bytes(chunk))
                 return
-            self._handshake = handshake
-        reply = handshake.receive(data)
+            if first != 5 and first != 4:
+                self.refuse(b"")
+                return
+            handshake = self._handshake = Handshake(self._entry.users)
+        assert isinstance(handshake, Handshake)
+        reply = handshake.receive(bytes(chunk))
+        state = handshake.state
+        if state is State.FAILED:
+            self.refuse(reply)
+            return
         if reply and self.transport is not None:
             self.transport.write(reply)
-        if handshake.state is State.FAILED:
-            self._close()
-        elif handshake.state is State.DONE and handshake.request is not None:
-            self._go(handshake, handshake.request)
+        if state is State.DONE:
+            assert handshake.request is not None
+            self.go(handshake, handshake.request, handshake.rest)
 
-    def stream_opened(self, fault: Fault, detail: bytes) -> None:
-        """The exit's result."""
-        request = self._request
-        assert request is not None
-        chooser = self._entry.chooser
-        if fault:
-            chooser.failed(self._exit, request.host, request.port)
-            self.stream = None
-            if self._answered:
-                self.abort()
-            else:
-                self._refuse(fault)
-            return
-        chooser.connected(self._exit, request.host, request.port)
-        if not self._answered:
-            self._grant()
+    def eof_received(self) -> bool:
+        """The program sends no more; an answer may still be on its way to it."""
+        if self._http is None:
+            return super().eof_received()
+        self._read_done = True
+        return self._http.ended()
 
-    def stream_reset(self, fault: Fault) -> None:
-        """Before the answer a reset is a refusal."""
-        if self._answered:
-            super().stream_reset(fault)
-        else:
-            self.stream = None
-            self._refuse(fault)
+    def resume_writing(self) -> None:
+        """The program takes more."""
+        super().resume_writing()
+        if self._http is not None:
+            self._http.program_room()
 
-    def _go(self, handshake: Handshake | HttpConnect, request: Request) -> None:
+    # --- from request to answer ------------------------------------------------------------------
+
+    def go(self, handshake: Handshake | HttpSession, request: Request, early: bytes) -> None:
+        """Opens the stream; `handshake` answers when it is time, `early` goes along."""
         entry = self._entry
-        self.is_shaking = False
+        entry.unwatch(self)
+        self._handshake = handshake
         self._request = request
-        host, port = request.host, request.port
-        exit_id = entry.chooser.choose(host, port, request.user)
-        if exit_id is None:
-            log.info("no exit for %s:%d", host, port)
-            self._refuse(Fault.FAILED)
+        _, host, port, user, _ = request
+        chosen = entry.chooser.choose(host, port, user)
+        if chosen is None:
+            self.refuse(handshake.answer(Fault.EXIT_DEAD))
             return
-        self._exit = exit_id
+        self._exit = chosen
         try:
-            stream = self.driver.open(exit_id, host, port, self)
-        except StreamFault as fault:
-            self._refuse(fault.fault)
+            stream = self.driver.open(chosen, host, port, self)
+        except StreamFault as error:
+            self.refuse(handshake.answer(error.fault))
             return
         self.attach(stream)
         optimistic = entry.optimistic
-        if optimistic is True or (
-            optimistic == "auto" and entry.chooser.knows(exit_id, host, port)
-        ):
+        if optimistic is True or (optimistic and entry.chooser.knows(chosen, host, port)):
             self._grant()
-        if handshake.rest:
-            self.driver.write(stream, handshake.rest)
+        if early:
+            self.write_early(stream, early)
 
-    def _grant(self) -> None:
-        self._answered = True
-        if self._handshake is not None and self.transport is not None:
-            self.transport.write(self._handshake.answer(Fault.NONE))
+    def detach_http(self) -> None:
+        """The session has read its last request."""
+        self._http = None
+
+    def take_over(self, stream: Stream, request: Request, exit: NodeId, unconsumed: int) -> None:
+        """From HTTP to bytes both ways, on a stream that already works."""
+        self._http = self._handshake = None
+        self._request = request
+        self._exit = exit
+        self._unconsumed += unconsumed
+        self._is_answered = self._is_confirmed = True
+        self.attach(stream)
+        if self._read_done:
+            self.driver.finish(stream)
+
+    def refuse(self, reply: bytes) -> None:
+        """The program's last answer; then its connection is closed."""
+        self._is_refused = True
         self._handshake = None
+        self._entry.refused_count += 1
+        transport = self.transport
+        if transport is not None:
+            if reply:
+                transport.write(reply)
+            self._entry.watch(self)
+            transport.close()
 
-    def _refuse(self, fault: Fault) -> None:
-        if self._handshake is not None and self.transport is not None:
-            self.transport.write(self._handshake.answer(fault))
-        self._close()
+    def linger(self, reply: bytes, is_refusal: bool = True) -> None:
+        """The last answer to a program that may still be sending, which a reset would destroy."""
+        self._http = self._handshake = None
+        if is_refusal:
+            self._entry.refused_count += 1
+        self._is_refused = True
+        transport = self.transport
+        if transport is not None:
+            if reply:
+                transport.write(reply)
+            self._entry.watch(self)
+            if self._read_done:
+                transport.close()
+            else:
+                transport.write_eof()
+                transport.resume_reading()
 
-    def _close(self) -> None:
-        self.is_shaking = False
+    def finish(self) -> None:
+        """An orderly end, in the time that a program has to take its last bytes."""
+        self._http = None
         if self.transport is not None:
+            self._entry.watch(self)
             self.transport.close()
 
-    def attach(self, stream: Stream) -> None:
-        """From now on bytes flow both ways."""
-        super().attach(stream)
+    def retire(self) -> None:
+        """The entry closes: over if nothing is going on."""
+        if self.stream is None and (self._http is None or self._http.is_idle):
+            self.abort()
+
+    def expired(self) -> None:
+        """The program's time is up."""
+        if not self._is_refused:
+            self._is_refused = True
+            self._entry.refused_count += 1
+        self.cut()
+
+    def cut(self) -> None:
+        """As `abort`, also where an orderly end is under way and not taken."""
+        if self.transport is not None and self.transport.is_closing():
+            self.transport.abort()
+        else:
+            self.abort()
+
+    # --- the stream's side -----------------------------------------------------------------------
+
+    def stream_opened(self, fault: Fault, detail: bytes) -> None:
+        """The exit's result."""
+        if fault:
+            self._fail(fault)
+        else:
+            self._confirm()
+
+    def stream_data(self, chunk: Buffer) -> None:
+        """Bytes of the site; over several links they may come ahead of the exit's result."""
+        if not self._is_confirmed:
+            self._confirm()
+        super().stream_data(chunk)
+
+    def stream_finished(self) -> None:
+        """The site sends no more."""
+        if not self._is_confirmed:
+            self._confirm()
+        super().stream_finished()
+
+    def stream_reset(self, fault: Fault) -> None:
+        """The stream is over; before the answer that is a refusal."""
+        if self._is_confirmed:
+            super().stream_reset(fault)
+        else:
+            self._fail(fault)
+
+    def _confirm(self) -> None:
+        request = self._request
+        if self._is_confirmed or request is None:
+            return
+        self._is_confirmed = True
+        self._entry.chooser.connected(self._exit, request.host, request.port)
+        if not self._is_answered:
+            self._grant()
+
+    def _fail(self, fault: Fault) -> None:
+        request, handshake = self._request, self._handshake
+        self.stream = None
+        if request is not None and not self._is_confirmed:
+            self._is_confirmed = True
+            self._entry.chooser.failed(self._exit, request.host, request.port)
+        if handshake is None:
+            self._is_refused = True
+            self._entry.refused_count += 1
+            self.abort()
+        else:
+            self.refuse(handshake.answer(fault))
+
+    def _grant(self) -> None:
+        handshake = self._handshake
+        self._is_answered = True
+        self._handshake = None
+        if handshake is not None and self.transport is not None:
+            self.transport.write(handshake.answer(Fault.NONE))
+
+    def count_consumed(self, size: int) -> None:
+        """Delivered bytes have gone to the program, or wait in its socket."""
+        if self._paused:
+            self._unconsumed += size
+        elif self.stream is not None:
+            self.driver.consumed(self.stream, size)
+
+    def write_early(self, stream: Stream, early: bytes) -> None:
+        """What the program sent of its data before the stream was attached."""
+        if not self.driver.write(stream, early) and self.transport is not None:
+            self.transport.pause_reading()
+
+    def _speak_http(self, data: bytes) -> None:
+        from uservpn.runtime.http_proxy import HttpSession
+
+        self._http = HttpSession(self, self._entry.users)
+        self._http.receive(data)

@@ -1,105 +1,495 @@
-"""HTTP on the entry's port: CONNECT (RFC 9110 section 9.3.6), with Basic authentication where users are set.
+"""HTTP on the entry's port: CONNECT, and plain `http://` requests that are forwarded.
 
-The request head is parsed by h11, imported with the first HTTP request: an idle daemon has none of it.
+A program's connection is one `HttpSession`. CONNECT hands the connection over to the same rules as
+SOCKS. Every other request goes to its own site: through the stream that the request before used, if
+it is the same site by the same exit and the stream is still good, else through a new one. Requests go
+in origin form and without the headers that belong to one connection; bodies stream both ways, with
+back-pressure; 101 (WebSocket) turns the connection into bytes both ways.
+
+A program that sends its requests ahead is read only as far as the present one, and only requests that
+are safe to repeat use a stream again, so that one which its site has just closed costs nothing but a
+second try. What goes wrong before the answer has begun is told in plain text; what goes wrong later
+resets the connection, so that half an answer cannot be taken for a whole one.
+
+This module and h11 are loaded with the first HTTP request.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 
-from uservpn.errors import Fault
-from uservpn.socks.handshake import Request, State, host_name, is_user
+import h11
+
+from uservpn.errors import Fault, StreamFault
+from uservpn.socks.handshake import Kind, Request
+from uservpn.socks.http_head import (
+    ESTABLISHED,
+    Headers,
+    Target,
+    absolute_target,
+    connect_target,
+    error_answer,
+    fault_answer,
+    login,
+    request_headers,
+    response_headers,
+    upgrade_headers,
+)
+from uservpn.tunnel.stream import Stream
+from uservpn.types import Buffer, NodeId
+
+if TYPE_CHECKING:
+    from uservpn.runtime.entry import EntryConnection
 
 HEAD_MAX: Final = 64 * 1024
-_STATUS: Final = {
-    Fault.NOT_ALLOWED: (403, "Forbidden", "the exit's policy does not allow this target"),
-    Fault.TIMEOUT: (504, "Gateway Timeout", "the target did not answer in time"),
-    Fault.REFUSED: (502, "Bad Gateway", "the target refused the connection"),
-    Fault.HOST_UNREACHABLE: (502, "Bad Gateway", "the host was not found or cannot be reached"),
-    Fault.NETWORK_UNREACHABLE: (502, "Bad Gateway", "the target's network cannot be reached"),
-    Fault.EXIT_DEAD: (502, "Bad Gateway", "the exit cannot be reached"),
-}
+"""Bytes of a head, a program's or a site's."""
+_REPEATABLE: Final = frozenset((b"GET", b"HEAD", b"OPTIONS"))
 
 
-def _response(code: int, reason: str, text: str, header: str = "") -> bytes:
-    body = text + "\n"
-    return (
-        f"HTTP/1.1 {code} {reason}\r\n{header}Content-Type: text/plain\r\n"
-        f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}"
-    ).encode()
+class Origin:
+    """The stream to one site, and the HTTP spoken on it; owned by its session."""
+
+    __slots__ = (
+        "exit",
+        "has_answered",
+        "host",
+        "http",
+        "is_confirmed",
+        "is_used",
+        "port",
+        "session",
+        "stream",
+        "unconsumed",
+    )
+
+    def __init__(self, session: HttpSession, exit: NodeId, host: str, port: int) -> None:
+        """Opens the stream. Raises StreamFault."""
+        self.session = session
+        self.exit = exit
+        self.host = host
+        self.port = port
+        self.http = h11.Connection(h11.CLIENT, max_incomplete_event_size=HEAD_MAX)
+        self.is_confirmed = False
+        self.is_used = False
+        """A request before the present one went this way."""
+        self.has_answered = False
+        """Something of the present answer has come."""
+        self.unconsumed = 0
+        """Bytes that the program has not taken yet."""
+        self.stream: Stream = session.connection.driver.open(exit, host, port, self)
+
+    @property
+    def target(self) -> str:
+        """host:port, for status."""
+        return f"{self.host}:{self.port}"
+
+    def stream_opened(self, fault: Fault, detail: bytes) -> None:
+        """The exit's result."""
+        if fault:
+            self.session.origin_failed(self, fault)
+        else:
+            self._confirm()
+
+    def stream_data(self, chunk: Buffer) -> None:
+        """Bytes of the site."""
+        if len(chunk):
+            self._confirm()
+            self.session.origin_data(self, chunk)
+
+    def stream_room(self) -> None:
+        """The site takes more."""
+        self.session.origin_room()
+
+    def stream_finished(self) -> None:
+        """The site sends no more."""
+        self._confirm()
+        self.session.origin_ended(self)
+
+    def stream_reset(self, fault: Fault) -> None:
+        """The stream is over."""
+        self.session.origin_failed(self, fault)
+
+    def _confirm(self) -> None:
+        if not self.is_confirmed:
+            self.is_confirmed = True
+            chooser = self.session.connection.entry.chooser
+            chooser.connected(self.exit, self.host, self.port)
 
 
-class HttpConnect:
-    """One CONNECT request; the same questions as a SOCKS handshake."""
+class HttpSession:
+    """One program's HTTP connection, from its first byte until it ends or turns into bytes.
 
-    __slots__ = ("_connection", "_h11", "_users", "request", "rest", "state")
+    Limits: a head has 64 KiB and the entry's time limit; beside it, at most what one read brings is
+    kept.
+    """
 
-    def __init__(self, users: Mapping[str, str]) -> None:
-        import h11
+    __slots__ = (
+        "_body_waits",
+        "_is_over",
+        "_method",
+        "_next_waits",
+        "_origin",
+        "_program",
+        "_repeat",
+        "_target",
+        "_users",
+        "connection",
+    )
 
-        self._h11: Any = h11
-        self._connection = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_MAX)
+    def __init__(self, connection: EntryConnection, users: Mapping[str, str]) -> None:
+        self.connection = connection
         self._users = users
-        self.state = State.REQUEST
-        self.request: Request | None = None
-        self.rest = b""
+        self._program = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_MAX)
+        self._origin: Origin | None = None
+        self._target = ("", 0)
+        self._method = b""
+        self._repeat: h11.Request | None = None  # what a second try would send
+        self._body_waits = False  # the site does not take the body
+        self._next_waits = False  # more requests than the present one were sent
+        self._is_over = False
 
-    def receive(self, data: bytes) -> bytes:
-        """Takes bytes of the program; returns what to answer (state FAILED: then close)."""
-        h11 = self._h11
-        try:
-            self._connection.receive_data(data)
-            event = self._connection.next_event()
-        except h11.RemoteProtocolError as error:
-            return self._fail(_response(400, "Bad Request", f"not understood: {error}"))
-        if event is h11.NEED_DATA:
-            return b""
-        if not isinstance(event, h11.Request):
-            return self._fail(_response(400, "Bad Request", "a request was expected"))
-        if event.method != b"CONNECT":
-            return self._fail(
-                _response(
-                    501, "Not Implemented", "only CONNECT is served here; use SOCKS5 for http://"
-                )
-            )
-        user = self._login(event.headers)
-        if user is None:
-            wanted = 'Proxy-Authenticate: Basic realm="uservpn"\r\n'
-            text = "a user name and password are needed"
-            return self._fail(_response(407, "Proxy Authentication Required", text, wanted))
-        raw_host, _, raw_port = event.target.rpartition(b":")
-        host = host_name(raw_host.strip(b"[]"))
-        if host is None or not raw_port.isdigit() or not 0 < int(raw_port) < 65536:
-            return self._fail(_response(400, "Bad Request", "write CONNECT host:port"))
-        self.request = Request(host, int(raw_port), user, 0)
-        self.state = State.DONE
-        self._connection.next_event()
-        self.rest = self._connection.trailing_data[0]
-        return b""
+    @property
+    def is_idle(self) -> bool:
+        """No request is being served."""
+        return self._program.our_state is h11.IDLE
+
+    # --- the program -----------------------------------------------------------------------------
+
+    def receive(self, data: bytes) -> None:
+        """Bytes of the program."""
+        if not self._is_over:
+            self._program.receive_data(data)
+            self._read_program()
+
+    def ended(self) -> bool:
+        """The program sends no more; False: nothing is on its way to it either."""
+        if not self._is_over:
+            self._program.receive_data(b"")
+            self._read_program()
+        return not self._is_over
+
+    def program_room(self) -> None:
+        """The program has taken what it was sent: credit for the site."""
+        origin = self._origin
+        if origin is not None and origin.unconsumed:
+            size, origin.unconsumed = origin.unconsumed, 0
+            self.connection.driver.consumed(origin.stream, size)
+
+    def lost(self) -> None:
+        """The program is gone."""
+        self._is_over = True
+        self._drop_origin()
 
     def answer(self, fault: Fault) -> bytes:
-        """200, or what went wrong."""
-        if not fault:
-            return b"HTTP/1.1 200 Connection established\r\n\r\n"
-        code, reason, text = _STATUS.get(fault, (502, "Bad Gateway", "the connection failed"))
-        return _response(code, reason, text)
+        """The answer to CONNECT."""
+        return fault_answer(fault, *self._target, b"CONNECT") if fault else ESTABLISHED
 
-    def _login(self, headers: Any) -> str | None:
-        """The user's name; None: not let in."""
-        value = dict(headers).get(b"proxy-authorization", b"")
-        scheme, _, encoded = value.partition(b" ")
-        name, password = "", b""
-        if scheme.lower() == b"basic":
+    def _read_program(self) -> None:
+        program = self._program
+        while not self._is_over:
             try:
-                raw_name, _, password = base64.b64decode(encoded, validate=True).partition(b":")
-                name = raw_name.decode()
-            except (binascii.Error, UnicodeDecodeError):
-                return None
-        return name if is_user(self._users, name, password) else None
+                event = program.next_event()
+            except h11.RemoteProtocolError as error:
+                self._bad_request(error)
+                return
+            if isinstance(event, h11.Request):
+                self._on_request(event)
+            elif isinstance(event, h11.Data):
+                self._repeat = None
+                self._send_origin(event)
+            elif isinstance(event, h11.EndOfMessage):
+                self._send_origin(h11.EndOfMessage())
+            elif isinstance(event, h11.ConnectionClosed):
+                if not self._is_answering:
+                    self._end()
+                return
+            else:
+                self._wait(event is h11.PAUSED)
+                return
 
-    def _fail(self, reply: bytes) -> bytes:
-        self.state = State.FAILED
-        return reply
+    @property
+    def _is_answering(self) -> bool:
+        return self._program.our_state in (h11.SEND_RESPONSE, h11.SEND_BODY)
+
+    def _wait(self, is_paused: bool) -> None:
+        """All that can be read now has been read."""
+        if not (is_paused or self.is_idle) or not self._program.trailing_data[0]:
+            return
+        if is_paused:
+            self._next_waits = True
+            self._regulate()
+        else:
+            self.connection.entry.watch(self.connection)  # a head has begun
+
+    def _regulate(self) -> None:
+        """Reads from the program as far as there is somebody to take it."""
+        transport = self.connection.transport
+        if transport is not None and not transport.is_closing():
+            if self._body_waits or self._next_waits:
+                transport.pause_reading()
+            else:
+                transport.resume_reading()
+
+    def _on_request(self, event: h11.Request) -> None:
+        self.connection.entry.unwatch(self.connection)
+        self._method = event.method
+        user = login(event.headers, self._users)
+        if user is None:
+            self._refuse(407, "a user name and password are needed")
+        elif event.method == b"CONNECT":
+            self._connect(event, user)
+        else:
+            target = absolute_target(event.method, event.target)
+            if target is None:
+                self._refuse(400, "this is a proxy: it takes CONNECT host:port and http:// URLs")
+            else:
+                self._forward(event, target, user)
+
+    def _connect(self, event: h11.Request, user: str) -> None:
+        found = connect_target(event.target)
+        if found is None or not isinstance(self._program.next_event(), h11.EndOfMessage):
+            self._refuse(400, "write CONNECT host:port, without a body")
+            return
+        self._drop_origin()
+        self._is_over = True
+        self._target = found
+        connection = self.connection
+        connection.detach_http()
+        kind = Kind.IPV6 if ":" in found[0] else Kind.NAME
+        early = self._program.trailing_data[0]
+        connection.go(self, Request(kind, *found, user, 0), early)
+
+    def _forward(self, event: h11.Request, target: Target, user: str) -> None:
+        headers = request_headers(event.headers.raw_items(), target.authority)
+        request = h11.Request(method=event.method, target=target.path, headers=headers)
+        self._target = (target.host, target.port)
+        chosen = self.connection.entry.chooser.choose(target.host, target.port, user)
+        if chosen is None:
+            self._tell(Fault.EXIT_DEAD)
+            return
+        is_repeatable = event.method in _REPEATABLE
+        self._repeat = request if is_repeatable else None
+        origin = self._origin
+        if (
+            origin is not None
+            and is_repeatable
+            and (origin.exit, origin.host, origin.port) == (chosen, *self._target)
+        ):
+            origin.is_used = True
+            origin.has_answered = False
+            self._send_origin(request)
+        else:
+            self._open(chosen, request)
+
+    def _open(self, exit: NodeId, request: h11.Request) -> bool:
+        """A new stream, and the head of `request` on it; False: the program was told why not."""
+        self._drop_origin()
+        self._body_waits = False
+        try:
+            self._origin = Origin(self, exit, *self._target)
+        except StreamFault as error:
+            self._tell(error.fault)
+            return False
+        self._send_origin(request)
+        return True
+
+    def _send_origin(self, event: h11.Request | h11.Data | h11.EndOfMessage) -> None:
+        origin = self._origin
+        if origin is None or self._is_over:
+            return
+        try:
+            data = origin.http.send(event)
+        except h11.LocalProtocolError as error:
+            self._refuse(400, f"the request makes no sense: {error}")
+            return
+        if data and not self.connection.driver.write(origin.stream, data):
+            self._body_waits = True
+            self._regulate()
+
+    # --- the site --------------------------------------------------------------------------------
+
+    def origin_room(self) -> None:
+        """The site takes more of the body."""
+        if self._body_waits:
+            self._body_waits = False
+            self._regulate()
+
+    def origin_data(self, origin: Origin, chunk: Buffer) -> None:
+        """Bytes of an answer."""
+        size = len(chunk)
+        if origin is not self._origin:
+            return
+        if self.is_idle:  # nobody asked: some sites say that time is up before they close
+            self._drop_origin()
+            return
+        origin.has_answered = True
+        origin.http.receive_data(bytes(chunk))
+        self._read_origin(origin)
+        connection = self.connection
+        if connection.stream is origin.stream:
+            connection.count_consumed(size)
+        elif self._origin is origin:
+            if connection.is_full:
+                origin.unconsumed += size
+            else:
+                connection.driver.consumed(origin.stream, size)
+
+    def origin_ended(self, origin: Origin) -> None:
+        """The site sends no more: the end of an answer, or of a stream that waited for work."""
+        if origin is not self._origin:
+            return
+        if self.is_idle:
+            self._drop_origin()
+        elif not origin.has_answered:
+            self.origin_failed(origin, Fault.CANCELLED)
+        else:
+            origin.http.receive_data(b"")
+            self._read_origin(origin)
+
+    def origin_failed(self, origin: Origin, fault: Fault) -> None:
+        """There is no answer, or no more of it."""
+        if origin is not self._origin or self._is_over:
+            return
+        connection = self.connection
+        repeat = self._repeat
+        self._origin = None
+        origin.stream.owner = None
+        if not origin.is_confirmed:
+            connection.entry.chooser.failed(origin.exit, origin.host, origin.port)
+        if self.is_idle:
+            connection.driver.reset(origin.stream, Fault.CANCELLED)
+        elif origin.is_used and not origin.has_answered and repeat is not None:
+            connection.driver.reset(origin.stream, Fault.CANCELLED)
+            is_open = self._open(origin.exit, repeat)
+            if is_open and self._program.their_state is not h11.SEND_BODY:
+                self._send_origin(h11.EndOfMessage())
+        else:
+            connection.driver.reset(origin.stream, Fault.CANCELLED)
+            self._tell(fault)
+
+    def _read_origin(self, origin: Origin) -> None:
+        try:
+            while self._origin is origin and not self._is_over:
+                event = origin.http.next_event()
+                if isinstance(event, h11.Data):
+                    self._send_program(event)
+                elif isinstance(event, h11.Response):
+                    self._send_program(
+                        h11.Response(
+                            status_code=event.status_code,
+                            headers=response_headers(event.headers.raw_items()),
+                            reason=event.reason,
+                        )
+                    )
+                elif isinstance(event, h11.InformationalResponse):
+                    self._inform(origin, event)
+                elif isinstance(event, h11.EndOfMessage):
+                    self._answered(origin)
+                    return
+                else:
+                    return
+        except h11.ProtocolError:
+            self.origin_failed(origin, Fault.PROTOCOL)
+
+    def _inform(self, origin: Origin, event: h11.InformationalResponse) -> None:
+        raw = event.headers.raw_items()
+        headers: Headers = response_headers(raw)
+        if event.status_code == 101:
+            headers += upgrade_headers(raw)
+        elif self._program.their_http_version == b"1.0":
+            return  # it knows only final answers
+        self._send_program(
+            h11.InformationalResponse(
+                status_code=event.status_code, headers=headers, reason=event.reason
+            )
+        )
+        if event.status_code == 101:
+            self._switch(origin)
+
+    def _switch(self, origin: Origin) -> None:
+        """Another protocol from here on: what each side already sent of it goes first."""
+        early, answer = self._program.trailing_data[0], origin.http.trailing_data[0]
+        self._is_over = True
+        self._origin = None
+        self._body_waits = self._next_waits = False
+        connection = self.connection
+        request = Request(Kind.NAME, origin.host, origin.port, "", 0)
+        connection.take_over(origin.stream, request, origin.exit, origin.unconsumed)
+        if connection.transport is not None and answer:
+            connection.transport.write(answer)
+        self._regulate()
+        if early:
+            connection.write_early(origin.stream, early)
+
+    def _answered(self, origin: Origin) -> None:
+        """The answer is complete; on to the next request, if both sides can."""
+        self._send_program(h11.EndOfMessage())
+        http, program = origin.http, self._program
+        if http.our_state is h11.DONE and http.their_state is h11.DONE:
+            http.start_next_cycle()
+        if http.our_state is not h11.IDLE or any(http.trailing_data):
+            self._drop_origin()  # closing, or it said more than it was asked for
+        if program.our_state is h11.DONE and program.their_state is h11.DONE:
+            program.start_next_cycle()
+            self._repeat = None
+            self._body_waits = self._next_waits = False
+            self._regulate()
+            self._read_program()
+        elif program.their_state is h11.SEND_BODY:
+            self._drop_origin()
+            self._is_over = True
+            self.connection.linger(b"", is_refusal=False)
+        else:
+            self._end()
+
+    # --- to the program --------------------------------------------------------------------------
+
+    def _send_program(
+        self,
+        event: h11.InformationalResponse | h11.Response | h11.Data | h11.EndOfMessage,
+    ) -> None:
+        transport = self.connection.transport
+        data = self._program.send(event)
+        if data and transport is not None:
+            transport.write(data)
+
+    def _bad_request(self, error: h11.RemoteProtocolError) -> None:
+        if self._program.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            code = 431 if error.error_status_hint == 431 else 400
+            self._refuse(code, f"the request was not understood: {error}")
+        else:
+            self._break()
+
+    def _tell(self, fault: Fault) -> None:
+        """No answer from the site: says why, or breaks off where an answer has begun."""
+        if self._program.our_state is h11.SEND_RESPONSE:
+            self._last(fault_answer(fault, *self._target, self._method))
+        else:
+            self._break()
+
+    def _refuse(self, code: int, text: str) -> None:
+        self._last(error_answer(code, text, self._method))
+
+    def _last(self, reply: bytes) -> None:
+        self._is_over = True
+        self._drop_origin()
+        self.connection.linger(reply)
+
+    def _break(self) -> None:
+        self._is_over = True
+        self._drop_origin()
+        self.connection.abort()
+
+    def _end(self) -> None:
+        self._is_over = True
+        self._drop_origin()
+        self.connection.finish()
+
+    def _drop_origin(self) -> None:
+        origin = self._origin
+        if origin is not None:
+            self._origin = None
+            origin.stream.owner = None
+            if not origin.stream.is_over:
+                self.connection.driver.reset(origin.stream, Fault.CANCELLED)
