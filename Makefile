@@ -8,9 +8,10 @@ STAMP := $(VENV)/.setup-done
 ARGS ?=
 # Seconds for all tests together; one test has 120 (pyproject.toml).
 TEST_LIMIT ?= 295
+ROUNDS ?= 50
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench lock clean
+.PHONY: help setup demo test fuzz check format bench lock clean
 
 help:  ## What this Makefile can do
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -34,6 +35,9 @@ demo: setup  ## A client and two exits on loopback; ARGS=--once ends after its o
 
 test: setup  ## All tests; ARGS goes to pytest
 	$(BIN)/python -m pytest --session-timeout=$(TEST_LIMIT) tests $(ARGS)
+
+fuzz: setup  ## The fuzz tests, ROUNDS times as long as in `make test`
+	USERVPN_FUZZ=$(ROUNDS) $(BIN)/python -m pytest -q tests/unit/test_fuzz.py $(ARGS)
 
 check: setup  ## Format, lint, types, layers
 	$(BIN)/ruff format --check .

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 USERVPN = [sys.executable, "-m", "uservpn"]
@@ -42,7 +43,9 @@ def wait_until(condition, seconds: float = 15.0):
 class NodeProcess:
     """One `uservpn run`."""
 
-    def __init__(self, folder: Path, text: str, wrap: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, folder: Path, text: str, wrap: tuple[str, ...] = (), env: dict[str, str] | None = None
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.config = folder / "c.toml"
         self.config.write_text(text)
@@ -54,6 +57,7 @@ class NodeProcess:
             stdout=subprocess.PIPE,
             stderr=self._out,
             text=True,
+            env=os.environ | (env or {}),
         )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
@@ -146,7 +150,10 @@ def digest_of(size: int) -> str:
 
 
 class Cutter:
-    """A TCP forwarder between client and server whose connections can be cut, or delayed."""
+    """A TCP forwarder between client and server whose connections can be cut, heard and damaged.
+
+    `mangle(is_upstream, data)` may change what passes; `record` keeps what a dialler sent, by connection.
+    """
 
     def __init__(self, target: int) -> None:
         self.target = target
@@ -154,6 +161,8 @@ class Cutter:
         self.port = self.listener.getsockname()[1]
         self.pairs: list[tuple[socket.socket, socket.socket]] = []
         self.carried = 0
+        self.mangle: Callable[[bool, bytes], bytes] | None = None
+        self.record: list[bytearray] | None = None
         self.threads = [threading.Thread(target=self._accept, daemon=True)]
         self.threads[0].start()
 
@@ -172,16 +181,23 @@ class Cutter:
                 thread.start()
 
     def _both(self, near: socket.socket, far: socket.socket) -> None:
-        back = threading.Thread(target=self._carry, args=(far, near), daemon=True)
+        heard = bytearray()
+        if self.record is not None:
+            self.record.append(heard)
+        back = threading.Thread(target=self._carry, args=(far, near, None), daemon=True)
         back.start()
-        self._carry(near, far)
+        self._carry(near, far, heard)
         back.join()
         near.close()
         far.close()
 
-    def _carry(self, source: socket.socket, sink: socket.socket) -> None:
+    def _carry(self, source: socket.socket, sink: socket.socket, heard: bytearray | None) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(1 << 16):
+                if heard is not None and self.record is not None:
+                    heard += data
+                if self.mangle is not None:
+                    data = self.mangle(heard is not None, data)
                 sink.sendall(data)
                 self.carried += len(data)
         for sock in (source, sink):
@@ -205,6 +221,28 @@ class Cutter:
             thread.join(10)
 
 
+def client_text(folder: Path, entry: int, servers: dict[int, int], key: str = KEY) -> str:
+    """The configuration of a client; `servers` are the ports by number, the folder is its own."""
+    return (
+        f'[network]\nkey = "{key}"\n[node]\nid = {int(folder.name)}\nname = "laptop"\n'
+        f'state_dir = "{folder}/s"\n'
+        + "".join(
+            f'[[servers]]\nid = {node}\nendpoints = ["tcp://127.0.0.1:{port}"]\n'
+            for node, port in servers.items()
+        )
+        + f'[entry]\nlisten = "127.0.0.1:{entry}"\n'
+    )
+
+
+def server_text(folder: Path, port: int) -> str:
+    """The configuration of a server that may dial loopback targets."""
+    return (
+        f'[network]\nkey = "{KEY}"\n[node]\nid = {int(folder.name)}\nname = "fra"\n'
+        f'state_dir = "{folder}/s"\nlisten = ["tcp://127.0.0.1:{port}"]\n'
+        '[exit]\nenabled = true\nallow = ["127.0.0.0/8"]\n'
+    )
+
+
 class Mesh:
     """A server (1), a client (7) with its entry, optionally a cutter between them."""
 
@@ -215,32 +253,28 @@ class Mesh:
         self.cutter = Cutter(self.server_port) if with_cutter else None
         self.server = self.start_server()
         port = self.cutter.port if self.cutter else self.server_port
-        self.client = NodeProcess(
-            folder / "7",
-            f'[network]\nkey = "{KEY}"\n[node]\nid = 7\nname = "laptop"\n'
-            f'state_dir = "{folder}/7/s"\n'
-            f'[[servers]]\nid = 1\nendpoints = ["tcp://127.0.0.1:{port}"]\n'
-            f'[entry]\nlisten = "127.0.0.1:{self.entry}"\n',
-            wrap,
-        )
+        text = client_text(folder / "7", self.entry, {1: port})
+        self.client = NodeProcess(folder / "7", text, wrap)
         wait_until(self.client.is_linked)
 
     def start_server(self) -> NodeProcess:
         """`uservpn run` for node 1."""
-        return NodeProcess(
-            self.folder / "1",
-            f'[network]\nkey = "{KEY}"\n[node]\nid = 1\nname = "fra"\n'
-            f'state_dir = "{self.folder}/1/s"\n'
-            f'listen = ["tcp://127.0.0.1:{self.server_port}"]\n'
-            '[exit]\nenabled = true\nallow = ["127.0.0.0/8"]\n',
-        )
+        return NodeProcess(self.folder / "1", server_text(self.folder / "1", self.server_port))
 
     def curl(self, *words: str, timeout: float = 60) -> subprocess.CompletedProcess:
         """curl through the proxy."""
         return subprocess.run(
-            ["curl", "-sS", "--socks5-hostname", f"127.0.0.1:{self.entry}", *words],
+            [
+                "curl",
+                "-sS",
+                "-m",
+                str(timeout),
+                "--socks5-hostname",
+                f"127.0.0.1:{self.entry}",
+                *words,
+            ],
             capture_output=True,
-            timeout=timeout,
+            timeout=timeout + 5,
             check=False,
         )
 

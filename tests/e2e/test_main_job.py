@@ -83,9 +83,8 @@ def test_every_way_into_the_entry(mesh, site, scheme):
     assert done.stdout == BLOCK[:1000], done.stderr
 
 
-def test_wget_through_connect(mesh, site):
-    """wget speaks plain HTTP proxying for http://; a tunnel for everything else."""
-    _need("wget")
+def test_a_connect_of_one_s_own(mesh, site):
+    """HTTP CONNECT as bytes: the answer, then the tunnel."""
     with socket.create_connection(("127.0.0.1", mesh.entry), 10) as sock:
         sock.sendall(f"CONNECT 127.0.0.1:{site.port} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
         assert sock.recv(100).startswith(b"HTTP/1.1 200")

@@ -7,7 +7,8 @@ overtakes in the tunnel's lanes instead of waiting behind megabytes here.
 
 A header that does not open means the bytes are not ours: from then on the connection is read
 and thrown away, nothing is answered, and it ends when the other side gives up (or after a time
-limit), so that a probe learns nothing.
+limit), so that a probe learns nothing. Only the side that dialled closes: it has nobody to hide from, and
+a new connection gets back into step at once.
 """
 
 from __future__ import annotations
@@ -190,6 +191,9 @@ class TcpLink(asyncio.BufferedProtocol):
     def _become_stranger(self) -> None:
         self._is_stranger = True
         self._start = self._end = 0
+        if not self._accepted:
+            self.close()
+            return
         if self._timer is not None:
             self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_later(STRANGER_S, self.close)

@@ -25,7 +25,7 @@ from uservpn.tunnel.events import Data, Event, Finished, Offered, Opened, Reset,
 from uservpn.tunnel.stream import Stream, StreamOwner
 from uservpn.types import Buffer, LinkId
 from uservpn.wire import frames
-from uservpn.wire.constants import Kind
+from uservpn.wire.constants import NUMBER_MAX, Kind
 
 _SEQ_SIZE = frames.SEQ.size
 _HEAD_SIZE = frames.SEQ_DATA_HEAD.size
@@ -198,6 +198,8 @@ class Tunnel:
             if len(payload) < _SEQ_SIZE:
                 raise PeerFault("message without a sequence")
             seq = frames.SEQ.unpack_from(payload)[0]
+            if seq > NUMBER_MAX:
+                raise PeerFault("a sequence that cannot be")
             position = _SEQ_SIZE
             if seq == self._below:
                 self._below = seq + 1
