@@ -15,6 +15,7 @@ from typing import Final
 from uservpn.errors import Fault
 from uservpn.kit.endpoint import Endpoint
 from uservpn.links.base import Link, LinkPlugin
+from uservpn.mesh.contact import DIAL_LIMIT_S
 from uservpn.node.node import CloseWanted, DialWanted, Node, PeerNews
 from uservpn.runtime.clock import monotonic, suspended_for, wall_offset
 from uservpn.runtime.pump import Pump
@@ -237,7 +238,7 @@ class Driver:
         try:
             plugin = self._plugins[endpoint.protocol]
             link = await asyncio.wait_for(
-                plugin.connect(endpoint, self.node.codec, self), timeout=8.0
+                plugin.connect(endpoint, self.node.codec, self), timeout=DIAL_LIMIT_S
             )
         except (OSError, TimeoutError) as error:
             refused = isinstance(error, ConnectionRefusedError)
