@@ -399,9 +399,7 @@ class Node:
         boots resets each stream instead.
         """
         self._events.append(PeerNews(peer.id, text, "warning"))
-        tunnel = peer.tunnel
-        for stream in list(tunnel.streams.values()):
-            tunnel.fail(stream, Fault.EXIT_DEAD)
+        peer.tunnel.fail_all(Fault.EXIT_DEAD)
 
     def _new_boot(self, peer: Peer, old: int) -> None:
         """The peer was started anew (or is heard for the first time)."""
