@@ -108,6 +108,7 @@ class World:
         self.members: dict[int, Member] = {}
         self.links: dict[int, tuple[Member, Member]] = {}
         self.refusing: set[int] = set()
+        self.unreachable: set[int] = set()
         self.black_hole = False
         self.tap: list[tuple[int, bytes, bytes]] = []
         self._heap: list = []
@@ -125,8 +126,8 @@ class World:
         heapq.heappush(self._heap, (when, self._serial, action))
 
     def connect(self, member: Member, peer: int, endpoint: str) -> None:
-        if not member.is_up:
-            return
+        if not member.is_up or peer in self.unreachable:
+            return  # no answer, not even a refusal
         other = self.members.get(peer)
         if other is None or not other.is_up or peer in self.refusing:
             member.node.dial_failed(peer, endpoint, True, "refused", self.now)

@@ -5,7 +5,8 @@ that dials failed; it answers with plans: dial this endpoint, probe that link, g
 node that is only known by the links it opened to us (no endpoints) is never dialled.
 
 A peer is *dead* for its streams when every endpoint refuses, or when nothing of it was heard for the
-grace time. (That it is back with a new boot is seen by its session, not here.)
+grace time, which begins when its last link is lost, or with the first stream that finds none. (That
+it is back with a new boot is seen by its session, not here.)
 """
 
 from __future__ import annotations
@@ -23,6 +24,12 @@ BACKOFF_BUSY_MAX_S: Final = 2.0
 ANSWER_S: Final = 4.0
 """A link whose peer owes an answer is probed after so long (or 4 round trips), and given up after twice."""
 DIAL_LIMIT_S: Final = 8.0
+"""How long a dial may take; one without any result counts as failed a little later."""
+_DIAL_LATE_S: Final = 2.0
+SHORT_LIFE_S: Final = 1.0
+"""A link that ended this soon counts as a failed dial: else it would be dialled in a hot loop."""
+LEAVE_S: Final = 1.0
+"""Links to a peer that is no longer wanted stay this long, so that the ends of streams get through."""
 
 
 class Dial(NamedTuple):
@@ -67,6 +74,10 @@ class LinkState:
     owed_since: float | None = None
     """Since when the peer owes an answer on this link; None: it does not."""
     probed: bool = False
+    early_s: float = 0.0
+    """How much before its time the next KEEPALIVE goes, so that a mesh's do not fall together."""
+    check_s: float = 0.0
+    """While streams wait on a silent link: how much silence until it is probed; doubles."""
     rtt_s: float | None = None
     """Smoothed round trip of this link (RFC 6298, alpha 1/8)."""
 
@@ -95,13 +106,14 @@ class Contact:
         self._failures = 0
         self._dial_at: float | None = None
         self._lost_at: float | None = None
+        self._leave_at: float | None = None
         self._plans: list[Plan] = []
 
     # --- outside events --------------------------------------------------------------------------
 
     def link_up(
         self, link: LinkId, protocol: str, endpoint: str, dialled: bool, now: float
-    ) -> None:
+    ) -> LinkState:
         """A link to the peer is open (for one we did not dial: and proved to be the peer's)."""
         if not dialled:  # the peer dials one link of a kind at a time: an older one is dead
             for state in self.links:
@@ -109,17 +121,24 @@ class Contact:
                     self._plans.append(GiveUp(state.link))
         self._dialling.pop(endpoint, None)
         state = LinkState(link, protocol, dialled, endpoint, now, now, now)
+        state.early_s = self._jitter(self._keepalive_s / 10)
+        self.used(state)
         if dialled:
             state.owed_since = now  # it has to answer once: a wrong key would never
-        self.links.insert(0, state)
+        self.links.append(state)  # `heard` brings it to the front: an unproved one waits behind
         self._refused.clear()
         self._dial_at = None
+        return state
 
     def link_down(self, link: LinkId, now: float) -> None:
         """The link is gone; dials again at once if the peer has endpoints."""
-        before = len(self.links)
-        self.links = [state for state in self.links if state.link != link]
-        if before and not self.links:
+        state = next((state for state in self.links if state.link == link), None)
+        if state is None:
+            return
+        self.links.remove(state)
+        if state.dialled and now < state.up_at + SHORT_LIFE_S:
+            self._failures += 1
+        if not self.links:
             if self._lost_at is None:
                 self._lost_at = now
             self._refused.clear()
@@ -148,6 +167,10 @@ class Contact:
         if expects_answer and state.owed_since is None:
             state.owed_since = now
 
+    def used(self, state: LinkState) -> None:
+        """Streams moved on this link: silence from now on is probed early, then ever less often."""
+        state.check_s = max(ANSWER_S, self._grace_s / 2)
+
     def dial_failed(self, endpoint: str, refused: bool, detail: str, now: float) -> None:
         """A dial ended without a link."""
         self._dialling.pop(endpoint, None)
@@ -164,6 +187,18 @@ class Contact:
     def measured(self, state: LinkState, rtt_s: float) -> None:
         """One round trip over this link."""
         state.rtt_s = rtt_s if state.rtt_s is None else state.rtt_s + (rtt_s - state.rtt_s) / 8
+
+    def want_stream(self, now: float) -> None:
+        """A stream begins; `has_streams` still tells of the others. What was lost before it is past."""
+        if not self.has_streams and (self._lost_at is not None or not self.links):
+            self._lost_at = now
+        self.has_streams = True
+        self.want(now)
+
+    def leave(self, now: float) -> None:
+        """The peer is no longer configured: its dialled links end soon."""
+        self.endpoints = ()
+        self._leave_at = now + LEAVE_S
 
     def want(self, now: float) -> None:
         """Somebody needs the peer now: no waiting for the back-off."""
@@ -185,6 +220,10 @@ class Contact:
         """Due work; harmless when early."""
         if self._dial_at is not None and now >= self._dial_at:
             self._dial(now)
+        if self._leave_at is not None and now >= self._leave_at:
+            self._leave_at = None
+            if not self.endpoints:
+                self._plans += [GiveUp(state.link) for state in self.links if state.dialled]
         for endpoint, until in list(self._dialling.items()):
             if now >= until:
                 self.dial_failed(endpoint, False, "no answer in time", now)
@@ -203,8 +242,12 @@ class Contact:
             ):
                 state.probed = True
                 self._plans.append(Probe(state.link, False))
-            elif now >= state.sent_at + self._keepalive_s:
-                state.sent_at = now - self._jitter(self._keepalive_s / 10)
+            elif self.has_streams and now >= self._check_at(state):
+                state.check_s = min(2 * state.check_s, self._keepalive_s)
+                self._plans.append(Probe(state.link, False))
+            elif now >= state.sent_at + self._keepalive_s - state.early_s:
+                state.sent_at = now
+                state.early_s = self._jitter(self._keepalive_s / 10)
                 self._plans.append(Probe(state.link, True))
             elif now >= state.heard_at + 2.5 * self._keepalive_s:
                 self._plans.append(GiveUp(state.link))
@@ -222,8 +265,12 @@ class Contact:
             if state.owed_since is not None:
                 patience = max(ANSWER_S, 4 * (state.rtt_s or 0.0))
                 times.append(state.owed_since + (2 * patience if state.probed else patience))
-            times.append(state.sent_at + self._keepalive_s)
+            elif self.has_streams:
+                times.append(self._check_at(state))
+            times.append(state.sent_at + self._keepalive_s - state.early_s)
             times.append(state.heard_at + 2.5 * self._keepalive_s)
+        if self._leave_at is not None:
+            times.append(self._leave_at)
         if self.has_streams and self._lost_at is not None:
             times.append(self._lost_at + self._grace_s)
         return min(times, default=None)
@@ -235,12 +282,15 @@ class Contact:
             self._plans = []
         return plans
 
+    def _check_at(self, state: LinkState) -> float:
+        return max(state.heard_at, state.sent_at) + state.check_s
+
     def _dial(self, now: float) -> None:
         self._dial_at = None
         self._refused.clear()
         for endpoint in self.endpoints:
             if endpoint not in self._dialling:
-                self._dialling[endpoint] = now + DIAL_LIMIT_S
+                self._dialling[endpoint] = now + DIAL_LIMIT_S + _DIAL_LATE_S
                 self._plans.append(Dial(endpoint))
 
     def _backoff(self) -> float:

@@ -134,6 +134,7 @@ class Node:
         self.links: dict[LinkId, LinkEntry] = {}
         self.counters = Counters()
         self._ring = ring
+        self._servers = options.servers
         self._random = random
         self._started_ms = int((now + wall_s) * 1000)
         self._events: list[NodeEvent] = []
@@ -155,9 +156,9 @@ class Node:
             raise StreamFault(Fault.EXIT_DEAD, f"node {exit} is not known")
         if not peer.contact.links and not peer.contact.endpoints:
             raise StreamFault(Fault.EXIT_DEAD, f"there is no link to node {exit}")
+        peer.contact.has_streams = bool(peer.tunnel.streams)
         stream = peer.tunnel.open(host, port, owner)
-        peer.contact.has_streams = True
-        peer.contact.want(now)
+        peer.contact.want_stream(now)
         return stream
 
     def tunnel(self, stream: Stream) -> Tunnel:
@@ -171,13 +172,12 @@ class Node:
 
     def set_servers(self, servers: Mapping[NodeId, tuple[str, ...]], now: float) -> None:
         """Replaces the configured servers; links and streams of those that stay are untouched."""
+        self._servers = servers
         for peer in self.peers.values():
             endpoints = servers.get(peer.id, ())
             if peer.contact.endpoints and not endpoints:
-                for state in peer.contact.links:
-                    if state.dialled:
-                        self._events.append(CloseWanted(state.link))
-                peer.tunnel.abort(Fault.EXIT_DEAD)
+                self._end_streams(peer, f"node {peer.id} is no longer configured")
+                peer.contact.leave(now)
             peer.contact.endpoints = endpoints
         for node in servers:
             self._peer(node).contact.want(now)
@@ -325,6 +325,7 @@ class Node:
                 for kind, data in messages:
                     batch += seal(kind, data, stamp, wall_ms)
                 out.append((state.link, batch))
+                peer.contact.used(state)
                 peer.contact.sent(state, tunnel.cache_size > 0, now)
         return out
 
@@ -338,7 +339,7 @@ class Node:
                 self._ring, self.codec, options.node, options.boot, node, options.chacha
             )
             contact = Contact(
-                options.servers.get(node, ()),
+                self._servers.get(node, ()),
                 keepalive_s=options.keepalive_s,
                 grace_s=options.grace_s,
                 jitter=self._jitter,
@@ -360,9 +361,8 @@ class Node:
     ) -> None:
         """From now on this link is one of `peer`'s."""
         was_linked = bool(peer.contact.links)
-        peer.contact.link_up(link, entry.protocol, endpoint, dialled, now)
         entry.peer = peer
-        entry.state = peer.contact.links[0]
+        entry.state = peer.contact.link_up(link, entry.protocol, endpoint, dialled, now)
         if not was_linked or not dialled:
             peer.tunnel.link_up()
         if dialled:
@@ -399,9 +399,7 @@ class Node:
         boots resets each stream instead.
         """
         self._events.append(PeerNews(peer.id, text, "warning"))
-        tunnel = peer.tunnel
-        for stream in list(tunnel.streams.values()):
-            tunnel.fail(stream, Fault.EXIT_DEAD)
+        peer.tunnel.fail_all(Fault.EXIT_DEAD)
 
     def _new_boot(self, peer: Peer, old: int) -> None:
         """The peer was started anew (or is heard for the first time)."""

@@ -15,7 +15,8 @@ from typing import Final
 from uservpn.errors import Fault
 from uservpn.kit.endpoint import Endpoint
 from uservpn.links.base import Link, LinkPlugin
-from uservpn.node.node import CloseWanted, DialWanted, Node, PeerNews
+from uservpn.mesh.contact import DIAL_LIMIT_S
+from uservpn.node.node import CloseWanted, DialWanted, Node, NodeEvent, PeerNews
 from uservpn.runtime.clock import monotonic, suspended_for, wall_offset
 from uservpn.runtime.pump import Pump
 from uservpn.tunnel.events import Data, Finished, Offered, Opened, Reset, Room
@@ -49,6 +50,7 @@ class Driver:
         self._flush_handle: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
+        self._stillborn: set[LinkId] = set()  # dialled links that closed before they were known
         self._tasks: set[asyncio.Task[None]] = set()
         self._wall_at = 0.0
         self._suspended = suspended_for()
@@ -162,6 +164,8 @@ class Driver:
         if self.links.pop(link.id, None) is not None:
             self.node.link_down(link.id, reason, monotonic())
             self.kick()
+        elif self._tasks:
+            self._stillborn.add(link.id)
 
     # --- the loop --------------------------------------------------------------------------------
 
@@ -191,7 +195,10 @@ class Driver:
             if not events and not batches:  # a batch ends with the link's room, which may be back
                 break
             for event in events:
-                _HANDLERS[type(event)](self, event)
+                try:
+                    _HANDLERS[type(event)](self, event)
+                except Exception:  # one owner's failure must not cost the others their events
+                    self._failed(event)
         else:
             self.kick()
         self._arm(node.next_deadline(), now)
@@ -226,23 +233,49 @@ class Driver:
 
     # --- events ----------------------------------------------------------------------------------
 
+    def _failed(self, event: NodeEvent) -> None:
+        """Whoever was told of `event` raised: its stream ends."""
+        log.exception("%s was not dealt with", type(event).__name__)
+        if (
+            isinstance(event, Offered | Opened | Data | Room | Finished)
+            and not event.stream.is_over
+        ):
+            self.node.tunnel(event.stream).fail(event.stream, Fault.FAILED)
+
     def _on_dial(self, event: DialWanted) -> None:
         if not self._is_closed:
             task = self.loop.create_task(self._dial(event.peer, event.endpoint))
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(self._dial_done)
+
+    def _dial_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not self._tasks:
+            self._stillborn.clear()
 
     async def _dial(self, peer: NodeId, text: str) -> None:
-        endpoint = Endpoint.parse(text)
         try:
-            plugin = self._plugins[endpoint.protocol]
+            endpoint = Endpoint.parse(text)
+            plugin = self._plugins.get(endpoint.protocol)
+            if plugin is None:
+                raise OSError(f"the protocol {endpoint.protocol} is not loaded")
             link = await asyncio.wait_for(
-                plugin.connect(endpoint, self.node.codec, self), timeout=8.0
+                plugin.connect(endpoint, self.node.codec, self), timeout=DIAL_LIMIT_S
             )
         except (OSError, TimeoutError) as error:
             refused = isinstance(error, ConnectionRefusedError)
             detail = "no answer in time" if isinstance(error, TimeoutError) else str(error)
             self.node.dial_failed(peer, text, refused, detail, monotonic())
+            self.kick()
+            return
+        except Exception as error:  # a plug-in's own trouble: for the node a dial like any other
+            log.exception("a dial failed in a way nobody thought of")
+            self.node.dial_failed(peer, text, False, str(error), monotonic())
+            self.kick()
+            return
+        if link.id in self._stillborn:
+            self._stillborn.discard(link.id)
+            self.node.dial_failed(peer, text, False, "closed at once", monotonic())
             self.kick()
             return
         self._add(link)
@@ -256,6 +289,9 @@ class Driver:
         link = self.links.get(event.link)
         if link is not None:
             link.close()
+        else:
+            self.node.link_down(event.link, "closed", monotonic())
+            self.kick()
 
     def _on_news(self, event: PeerNews) -> None:
         log.log(logging.WARNING if event.level == "warning" else logging.INFO, event.text)

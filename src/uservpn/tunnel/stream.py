@@ -41,6 +41,7 @@ class Stream:
         "final",
         "granted_at",
         "held",
+        "held_order",
         "id",
         "in_lane",
         "is_blocked",
@@ -52,6 +53,7 @@ class Stream:
         "queue",
         "queue_size",
         "recv_done",
+        "recv_end",
         "recv_limit",
         "recv_offset",
         "recv_window",
@@ -84,11 +86,15 @@ class Stream:
         self.is_blocked = False
         self.in_lane = False
         self.recv_offset = 0
+        self.recv_end = 0
+        """Offset behind the highest byte that came."""
         self.recv_window = window
         self.recv_limit = window
         self.consumed = 0
         self.granted_at = 0.0
         self.held: dict[int, Buffer] | None = None
         """Bytes that arrived ahead of a gap, by offset."""
+        self.held_order: list[int] = []
+        """The offsets in `held`, as a heap."""
         self.final = -1
         self.recv_done = False

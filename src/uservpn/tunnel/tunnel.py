@@ -17,6 +17,7 @@ from __future__ import annotations
 import struct
 from collections import deque
 from collections.abc import Callable
+from heapq import heappop, heappush
 
 from uservpn.errors import Fault, PeerFault, StreamFault
 from uservpn.kit.ranges import RangeSet
@@ -29,6 +30,8 @@ from uservpn.wire.constants import NUMBER_MAX, Kind
 
 _SEQ_SIZE = frames.SEQ.size
 _HEAD_SIZE = frames.SEQ_DATA_HEAD.size
+_REPORT_REST = limits.PAD_MAX + 64
+"""What a report holds beside its ranges, at most."""
 
 
 class Tunnel:
@@ -57,6 +60,7 @@ class Tunnel:
         # source
         self._seq = 0
         self._base = 0
+        self._confirmed = RangeSet()  # above _base
         self._cache: dict[int, tuple[Buffer, LinkId]] = {}
         self._resend: deque[int] = deque()
         self._resend_set: set[int] = set()
@@ -150,6 +154,14 @@ class Tunnel:
         """As `reset`, and our own side is told too (`Reset` follows)."""
         self._events.append(Reset(stream, fault))
         self.reset(stream, fault)
+
+    def fail_all(self, fault: Fault) -> None:
+        """Every stream ends, on both sides; of what was not confirmed only the sequence is kept."""
+        for stream in list(self.streams.values()):
+            self.fail(stream, fault)
+        for seq, (_, link) in self._cache.items():
+            self._cache[seq] = (frames.SEQ.pack(seq), link)
+        self.cache_size = _SEQ_SIZE * len(self._cache)
 
     def consumed(self, stream: Stream, size: int, now: float) -> None:
         """`size` delivered bytes have gone on: gives credit back, in steps of half a window."""
@@ -270,7 +282,7 @@ class Tunnel:
         """
         out: list[tuple[int, Buffer]] = []
         if self._report_due or self._ask_due:
-            out.append((Kind.SINK, self._report()))
+            out.append((Kind.SINK, self._report(size_max)))
         resend = self._resend
         while resend and room > 0:
             seq = resend.popleft()
@@ -284,15 +296,7 @@ class Tunnel:
         parts: list[Buffer] = []
         size = _SEQ_SIZE
         if self._control:
-            control = self._control
-            self._control = []
-            for frame in control:
-                if size + len(frame) > size_max:
-                    out.append(self._message(parts, link))
-                    parts = []
-                    size = _SEQ_SIZE
-                parts.append(frame)
-                size += len(frame)
+            size = self._take_control(out, parts, size, size_max, link)
         while self._fresh and room > 0 and self.cache_size < limits.CACHE_MAX:
             item = self._take_item(self._fresh, size_max)
             if item is None:
@@ -309,8 +313,7 @@ class Tunnel:
                 size += length
             room -= length
         if self._control:  # ends of streams whose last chunk has just been taken
-            parts += self._control
-            self._control = []
+            self._take_control(out, parts, size, size_max, link)
         if parts:
             out.append(self._message(parts, link))
         while self._bulk and room > 0 and self.cache_size < limits.CACHE_MAX:
@@ -319,8 +322,8 @@ class Tunnel:
                 room -= len(item)
                 out.append(self._keep(item, link))
         if self._control:
-            parts = list(self._control)
-            self._control = []
+            parts = []
+            self._take_control(out, parts, _SEQ_SIZE, size_max, link)
             out.append(self._message(parts, link))
         if self._cache and self._ask_at is None:
             self._ask_s = max(limits.ASK_DELAY_S, 4 * self.rtt_s)
@@ -328,6 +331,26 @@ class Tunnel:
         return out
 
     # --- source ----------------------------------------------------------------------------------
+
+    def _take_control(
+        self,
+        out: list[tuple[int, Buffer]],
+        parts: list[Buffer],
+        size: int,
+        size_max: int,
+        link: LinkId,
+    ) -> int:
+        """Control frames into the message at hand and, where they do not fit, more messages."""
+        control = self._control
+        self._control = []
+        for frame in control:
+            if size + len(frame) > size_max:
+                out.append(self._message(parts, link))
+                parts.clear()
+                size = _SEQ_SIZE
+            parts.append(frame)
+            size += len(frame)
+        return size
 
     def _enlist(self, stream: Stream) -> None:
         stream.in_lane = True
@@ -402,25 +425,36 @@ class Tunnel:
         if stream.recv_done:
             self._drop(stream)
 
-    def _confirm(self, below: int, ranges: list[tuple[int, int]]) -> None:
+    def _confirm(self, below: int, ranges: list[tuple[int, int]], now: float) -> None:
         cache = self._cache
         if below > self._seq:
             raise PeerFault("confirms what was never sent")
         progress = False
-        for seq in range(self._base, below):
-            entry = cache.pop(seq, None)
-            if entry is not None:
-                self.cache_size -= len(entry[0])
-                progress = True
-        self._base = max(self._base, below)
-        for start, end in ranges:
-            for seq in range(max(start, self._base), min(end, self._seq)):
+        if below > self._base:
+            for seq in range(self._base, below):
                 entry = cache.pop(seq, None)
                 if entry is not None:
                     self.cache_size -= len(entry[0])
                     progress = True
-        if progress or not cache:
+            self._base = self._confirmed.pop_prefix(below)
+        for start, end in ranges:
+            low, high = max(start, self._base), min(end, self._seq)
+            if low >= high:
+                continue
+            for first, last in self._confirmed.gaps(
+                low, high
+            ):  # each report names the old ones too
+                for seq in range(first, last):
+                    entry = cache.pop(seq, None)
+                    if entry is not None:
+                        self.cache_size -= len(entry[0])
+                        progress = True
+            self._confirmed.add(low, high)
+        if not cache:
             self._ask_at = None
+        elif progress:  # the rest has as much time again: its report may never come
+            self._ask_s = max(limits.ASK_DELAY_S, 4 * self.rtt_s)
+            self._ask_at = now + self._ask_s
 
     def _queue_resend(self, start: int, end: int) -> None:
         for seq in range(max(start, self._base), min(end, self._seq)):
@@ -430,20 +464,21 @@ class Tunnel:
 
     # --- sink ------------------------------------------------------------------------------------
 
-    def _report(self) -> bytes:
+    def _report(self, size_max: int) -> bytes:
         parts = []
+        ranges_max = min(frames.RANGES_MAX, (size_max - _REPORT_REST) // (2 * frames.RANGE.size))
         if self._report_due:
             self._report_due = False
             self._report_at = None
             self._unreported_count = self._unreported_size = 0
-            parts.append(frames.have_frame(self._below, self._above.ranges))
+            parts.append(frames.have_frame(self._below, self._above.ranges[:ranges_max]))
             end = self._above.ranges[-1][1] if self._above else self._below
             wanted = self._above.gaps(self._below, max(end, self._told_next))
             if self._want_all:
                 self._want_all = False
                 wanted = [*wanted, (max(end, self._told_next), frames.OPEN_ENDED)]
             if wanted:
-                parts.append(frames.want_frame(wanted))
+                parts.append(frames.want_frame(wanted[:ranges_max]))
         if self._ask_due:
             self._ask_due = False
             parts.append(frames.NEXT_FRAME.pack(frames.NEXT, self._seq))
@@ -481,6 +516,8 @@ class Tunnel:
                 position += 13
                 stream = self.streams.get(stream_id) or self._early(stream_id)
                 if stream is not None:
+                    if final < stream.recv_end or (stream.final >= 0 and final != stream.final):
+                        raise PeerFault("another end than before")
                     stream.final = final
                     self._maybe_finished(stream)
             elif kind == frames.RESET:
@@ -497,7 +534,7 @@ class Tunnel:
             elif kind == frames.HAVE:
                 _, below, count = frames.HAVE_HEAD.unpack_from(payload, position)
                 position += 11
-                self._confirm(below, _ranges(payload, position, count))
+                self._confirm(below, _ranges(payload, position, count), now)
                 position += 16 * count
             elif kind == frames.WANT:
                 _, count = frames.WANT_HEAD.unpack_from(payload, position)
@@ -544,7 +581,7 @@ class Tunnel:
         _, stream_id, window, port, size = frames.OPEN_HEAD.unpack_from(payload, position)
         position += 12
         host = payload[position : position + size].decode()
-        if stream_id & 1 == self._mine or len(host) == 0:
+        if stream_id & 1 == self._mine or len(host) == 0 or position + size > len(payload):
             raise PeerFault("OPEN with a wrong number or host")
         stream = self.streams.get(stream_id)
         if stream is None:
@@ -564,9 +601,7 @@ class Tunnel:
         self._mark_seen(stream_id)
         self.opened_count += 1
         self._events.append(Offered(stream, host, port))
-        early = stream.held
-        if early:
-            self._deliver(stream, stream.recv_offset, b"")
+        self._release(stream)
         self._maybe_finished(stream)
         return position + size
 
@@ -574,6 +609,8 @@ class Tunnel:
         size: int
         _, stream_id, code, limit, size = frames.OPENED_HEAD.unpack_from(payload, position)
         position += 11
+        if position + size > len(payload):
+            raise PeerFault("OPENED is longer than its message")
         stream = self.streams.get(stream_id)
         if stream is not None and stream.is_mine:
             fault = _fault(code)
@@ -591,18 +628,17 @@ class Tunnel:
 
     def _deliver(self, stream: Stream, offset: int, chunk: Buffer) -> None:
         end = offset + len(chunk)
-        if end > stream.recv_limit:
-            raise PeerFault("sent beyond its credit")
+        if end > stream.recv_end:
+            if end > stream.recv_limit:
+                raise PeerFault("sent beyond its credit")
+            if stream.final >= 0 and end > stream.final:
+                raise PeerFault("sent beyond its end")
+            stream.recv_end = end
         expected = stream.recv_offset
         if offset != expected or not stream.is_known or stream.held:
-            if end > expected and len(chunk) and not stream.recv_done:
-                held = stream.held
-                if held is None:
-                    held = stream.held = {}
-                known = held.get(offset)
-                if known is None or len(known) < len(chunk):
-                    held[offset] = chunk
-            if stream.is_known:
+            if end > expected:
+                self._hold(stream, offset, chunk)
+            if stream.is_known and offset <= expected:
                 self._release(stream)
             return
         stream.recv_offset = end
@@ -610,13 +646,25 @@ class Tunnel:
         if end == stream.final:
             self._maybe_finished(stream)
 
+    def _hold(self, stream: Stream, offset: int, chunk: Buffer) -> None:
+        """Keeps bytes that came ahead of a gap, or of their OPEN."""
+        held = stream.held
+        if held is None:
+            held = stream.held = {}
+        known = held.get(offset)
+        if known is None:
+            heappush(stream.held_order, offset)
+        elif len(known) >= len(chunk):
+            return
+        small = len(chunk) <= limits.SMALL_CHUNK  # would keep its whole message
+        held[offset] = bytes(chunk) if small else chunk
+
     def _release(self, stream: Stream) -> None:
         """Delivers what has become contiguous; overlaps (messages cut anew) are trimmed."""
         held = stream.held
-        while held:
-            offset = min(held)
-            if offset > stream.recv_offset:
-                break
+        order = stream.held_order
+        while held and order[0] <= stream.recv_offset:
+            offset = heappop(order)
             chunk = held.pop(offset)
             fresh = memoryview(chunk)[stream.recv_offset - offset :]
             if len(fresh):
@@ -629,8 +677,6 @@ class Tunnel:
     def _maybe_finished(self, stream: Stream) -> None:
         if stream.final < 0 or stream.recv_done or not stream.is_known:
             return
-        if stream.recv_offset > stream.final:
-            raise PeerFault("sent beyond its end")
         if stream.recv_offset == stream.final:
             stream.recv_done = True
             self._events.append(Finished(stream))

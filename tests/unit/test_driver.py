@@ -1,0 +1,215 @@
+"""The loop around the core survives what links, dials and owners do wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+
+import pytest
+import uvloop
+
+from uservpn.errors import Fault
+from uservpn.links.base import LinkCaps
+from uservpn.node.node import CloseWanted, Node, NodeOptions
+from uservpn.runtime.driver import Driver
+from uservpn.wire.header import HeaderCodec
+from uservpn.wire.keys import KeyRing
+
+CAPS = LinkCaps("fake", 70_000, is_ordered=True, is_reliable=True)
+
+
+class FakeLink:
+    """Carries each message to its other end in the next turn of the loop."""
+
+    def __init__(self, owner):
+        self.id = owner.new_link_id()
+        self.caps = CAPS
+        self.local = self.remote = "fake://x"
+        self.bytes_in = self.bytes_out = 0
+        self.owner = owner
+        self.other = None
+        self.is_open = True
+
+    def room(self):
+        return 1 << 19
+
+    def moved(self):
+        return False
+
+    def send(self, batch):
+        loop = asyncio.get_running_loop()
+        for index in range(0, len(batch), 2):
+            loop.call_soon(self.other.arrive, bytes(batch[index]), bytes(batch[index + 1]))
+
+    def arrive(self, head, body):
+        if self.is_open:
+            self.owner.link_message(self, self.owner.node.codec.open(head), body)
+
+    def close(self):
+        for link in (self, self.other):
+            if link is not None and link.is_open:
+                link.is_open = False
+                asyncio.get_running_loop().call_soon(link.owner.link_closed, link, "closed")
+
+
+class FakePlugin:
+    """Opens links to the drivers in `servers`; `breaks` lists what goes wrong, dial by dial."""
+
+    scheme = "fake"
+
+    def __init__(self):
+        self.servers = {}
+        self.breaks = []
+        self.dials = 0
+
+    async def connect(self, endpoint, codec, owner):
+        self.dials += 1
+        trouble = self.breaks.pop(0) if self.breaks else None
+        if isinstance(trouble, Exception):
+            raise trouble
+        link = FakeLink(owner)
+        if trouble == "dead":  # accepted, and closed before anybody could look
+            link.is_open = False
+            owner.link_closed(link, "closed")
+            return link
+        link.other = FakeLink(self.servers[endpoint.port])
+        link.other.other = link
+        self.servers[endpoint.port].link_opened(link.other)
+        return link
+
+
+class Owner:
+    """A stream's owner that takes notes, and may fail."""
+
+    def __init__(self, fails=False):
+        self.fails = fails
+        self.received = b""
+        self.reset = None
+
+    def stream_opened(self, fault, detail):
+        pass
+
+    def stream_data(self, chunk):
+        if self.fails:
+            raise ZeroDivisionError("on purpose")
+        self.received += bytes(chunk)
+
+    def stream_room(self):
+        pass
+
+    def stream_finished(self):
+        pass
+
+    def stream_reset(self, fault):
+        self.reset = fault
+
+
+def _driver(plugin, node, servers, offer=None):
+    ring = KeyRing((bytes(32),))
+    now = time.monotonic()
+    core = Node(
+        NodeOptions(node, 1000 + node, servers),
+        ring,
+        HeaderCodec(ring),
+        os.urandom,
+        now=now,
+        wall_s=time.time() - now,
+    )
+    return Driver(core, {"fake": plugin}, asyncio.get_running_loop(), offer)
+
+
+def _run(main):
+    async def bounded():
+        async with asyncio.timeout(20):
+            await main()
+
+    uvloop.run(bounded())
+
+
+async def _until(condition):
+    while not condition():
+        await asyncio.sleep(0.01)
+
+
+def _pair(plugin):
+    offered = []
+
+    def offer(stream, host, port):
+        server.node.tunnel(stream).accept(stream)
+        owner = stream.owner = Owner()
+        offered.append((stream, owner))
+        server.kick()
+
+    server = _driver(plugin, 1, {}, offer)
+    plugin.servers[1] = server
+    client = _driver(plugin, 7, {1: ("fake://127.0.0.1:1",)})
+    return client, server, offered
+
+
+@pytest.mark.parametrize("trouble", ["dead", ValueError("a plug-in's own"), OSError("weather")])
+def test_a_dial_that_ends_in_any_way_is_followed_by_another(trouble):
+    """A link that died before it was known would else stand for ever, and nobody would dial."""
+
+    async def main():
+        plugin = FakePlugin()
+        plugin.breaks = [trouble]
+        client, _server, offered = _pair(plugin)
+        client.start()
+        stream = client.open(1, "site.test", 80, Owner())
+        client.write(stream, b"hello")
+        await _until(lambda: offered and offered[0][1].received == b"hello")
+        assert plugin.dials == 2
+        assert len(client.links) == len(client.node.links) == 1
+        await client.close()
+
+    _run(main)
+
+
+def test_a_protocol_that_is_not_loaded_is_a_failed_dial():
+    async def main():
+        client = _driver(FakePlugin(), 7, {1: ("other://127.0.0.1:1",)})
+        client.start()
+        await _until(lambda: client.node.peers[1].contact.last_failure)
+        assert "other" in client.node.peers[1].contact.last_failure
+        await client.close()
+
+    _run(main)
+
+
+def test_an_owner_that_fails_loses_its_own_stream_only(caplog):
+    """What else came in the same turn is handed on, and the timer is set."""
+
+    async def main():
+        client, server, offered = _pair(FakePlugin())
+        client.start()
+        owners = [Owner(fails=index == 0) for index in range(3)]
+        streams = [client.open(1, "site.test", 80, owner) for owner in owners]
+        await _until(lambda: len(offered) == 3)
+        for stream, _ in offered:
+            server.write(stream, b"answer")
+        await _until(lambda: all(owner.received for owner in owners[1:]))
+        await _until(lambda: offered[0][1].reset is not None)
+        assert streams[0].is_over and not streams[1].is_over
+        assert offered[1][1].reset is None
+        assert owners[0].reset is Fault.FAILED
+        await client.close()
+
+    _run(main)
+    assert "on purpose" in caplog.text
+
+
+def test_closing_a_link_that_is_not_there_ends_it_in_the_core():
+    async def main():
+        client, server, offered = _pair(FakePlugin())
+        client.start()
+        client.open(1, "site.test", 80, Owner())
+        await _until(lambda: offered)
+        (link,) = client.links.values()
+        client.links.clear()  # whatever made them disagree
+        client._on_close(CloseWanted(link.id))
+        assert not client.node.links
+        await client.close()
+        await server.close()
+
+    _run(main)

@@ -1,0 +1,213 @@
+"""Edges of the tunnel alone: lost tails, hostile frames, what is kept and for how long."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from uservpn.errors import Fault, PeerFault
+from uservpn.tunnel import limits
+from uservpn.tunnel.events import Data, Finished
+from uservpn.tunnel.tunnel import Tunnel
+from uservpn.wire import frames
+from uservpn.wire.constants import Kind
+
+ROOM = 1 << 19
+SIZE = 60_000
+
+
+def _tunnel(me=7, peer=1):
+    return Tunnel(me, peer, lambda limit: 0)
+
+
+def _data(seq, *parts):
+    return frames.SEQ.pack(seq) + b"".join(parts)
+
+
+def _chunk(stream, offset, chunk):
+    return frames.DATA_HEAD.pack(frames.DATA, stream, offset, len(chunk)) + chunk
+
+
+def _accepted():
+    """An exit's end with one accepted stream (number 1), and nothing waiting."""
+    sink = _tunnel(1, 7)
+    sink.receive(Kind.DATA, _data(0, frames.open_frame(1, 1 << 18, b"site.test", 80)), 0.0)
+    (offered,) = sink.take_events()
+    sink.accept(offered.stream)
+    sink.take_messages(ROOM, SIZE, 1, 0.0)
+    return sink, offered.stream
+
+
+def test_the_tail_is_asked_for_after_a_report_that_did_not_cover_it():
+    """The report says "all below 1" while message 1 is lost: the source must still ask."""
+    source = _tunnel()
+    stream = source.open("site.test", 80, None)
+    source.take_messages(ROOM, SIZE, 1, 0.0)
+    source.write(stream, b"tail")
+    source.take_messages(ROOM, SIZE, 1, 0.0)  # lost
+    source.receive(Kind.SINK, frames.have_frame(1, ()), 0.1)
+    assert not source.has_outgoing()
+    due = source.next_deadline()
+    assert due is not None and due <= 0.1 + limits.ASK_DELAY_S
+    source.on_deadline(due)
+    ((kind, report),) = source.take_messages(ROOM, SIZE, 1, due)
+    assert kind == Kind.SINK and report[0] == frames.NEXT
+    source.receive(Kind.SINK, frames.have_frame(2, ()), due)
+    assert source.next_deadline() is None and source.cache_size == 0
+
+
+@pytest.mark.parametrize(
+    "first, second",
+    [
+        (_chunk(1, 0, b"abc"), _chunk(1, 3, b"d")),  # behind the end, in order
+        (b"", _chunk(1, 2, b"cd")),  # across the end, ahead of a gap
+        (b"", frames.FIN_FRAME.pack(frames.FIN, 1, 4)),  # another end
+    ],
+)
+def test_data_behind_the_end_is_a_fault_of_the_peer(first, second):
+    """It must never reach the owner, whose socket has been shut down."""
+    sink, _ = _accepted()
+    sink.receive(Kind.DATA, _data(1, first, frames.FIN_FRAME.pack(frames.FIN, 1, 3)), 0.0)
+    before = [type(event) for event in sink.take_events()]
+    assert before == ([Data, Finished] if first else [])
+    with pytest.raises(PeerFault):
+        sink.receive(Kind.DATA, _data(2, second), 0.0)
+    assert not sink.take_events()
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        frames.open_frame(3, 1 << 18, b"site.test", 80)[:-1],
+        frames.opened_frame(2, Fault.NONE, 1 << 18, b"detail")[:-1],
+        frames.OPEN_HEAD.pack(frames.OPEN, 3, 1 << 18, 80, 0),
+        frames.open_frame(3, 1 << 18, b"\xff\xfe", 80),
+        frames.RESET_FRAME.pack(frames.RESET, 3, 1)[:-1],
+        frames.CREDIT_FRAME.pack(frames.CREDIT, 1, 9)[:-1],
+        frames.HAVE_HEAD.pack(frames.HAVE, 0, 65),
+        frames.HAVE_HEAD.pack(frames.HAVE, 1 << 40, 0),
+        frames.WANT_HEAD.pack(frames.WANT, 2) + frames.RANGE.pack(0, 1),
+        b"\x20",
+    ],
+)
+def test_frames_that_do_not_fit_are_a_fault_and_nothing_else(frame):
+    sink, _ = _accepted()
+    with pytest.raises(PeerFault):
+        sink.receive(Kind.DATA, _data(1, frame), 0.0)
+    assert not sink.take_events()
+
+
+def test_many_chunks_behind_one_gap_are_delivered():
+    """A whole window of small datagrams, in any order, behind one that was lost."""
+    sink, stream = _accepted()
+    stream.recv_limit = 16 << 20
+    rng = random.Random(1)
+    count, size = 3000, 1200
+    text = rng.randbytes(count * size)
+    order = list(range(1, count))
+    rng.shuffle(order)
+    for index in [*order, 0]:
+        assert not sink.take_events()
+        chunk = text[index * size : (index + 1) * size]
+        sink.receive(Kind.DATA, _data(1 + index, _chunk(1, index * size, chunk)), 0.0)
+    assert b"".join(bytes(event.chunk) for event in sink.take_events()) == text
+
+
+def test_chunks_cut_anew_that_overlap_are_trimmed():
+    sink, stream = _accepted()
+    text = bytes(range(100))
+    for seq, (start, end) in enumerate([(10, 30), (5, 20), (40, 60), (28, 45), (0, 7), (55, 100)]):
+        sink.receive(Kind.DATA, _data(1 + seq, _chunk(1, start, text[start:end])), 0.0)
+    assert b"".join(bytes(event.chunk) for event in sink.take_events()) == text
+    assert stream.held is None
+
+
+def test_a_small_chunk_behind_a_gap_does_not_keep_its_whole_message():
+    sink, stream = _accepted()
+    message = _data(2, _chunk(1, 10, b"x"), bytes(200_000))
+    sink.receive(Kind.DATA, message, 0.0)
+    assert stream.held is not None
+    assert isinstance(stream.held[10], bytes)
+
+
+def test_messages_never_exceed_the_link():
+    """Ends of many streams, reports of many gaps: all fit the smallest link there is."""
+    size_max = 1100
+    source = _tunnel()
+    streams = [source.open("site.test", 80, None) for _ in range(300)]
+    for stream in streams:
+        source.write(stream, b"x" * 10)
+        source.finish(stream)
+    for stream in streams[:50]:
+        source.write(stream, b"")
+    for seq in range(0, 400, 2):
+        source.receive(Kind.DATA, _data(seq + 1), 0.0)
+    source.on_deadline(10.0)
+    messages = source.take_messages(ROOM, size_max, 1, 10.0)
+    assert max(len(data) for _, data in messages) <= size_max
+
+
+def test_bulk_streams_that_end_together_fit_the_link_too():
+    source = _tunnel()
+    streams = [source.open("site.test", 80, None) for _ in range(200)]
+    for stream in streams:
+        stream.send_limit = 1 << 30
+        stream.sent_size = stream.send_offset = limits.FRESH_SIZE
+    source.take_messages(ROOM, SIZE, 1, 0.0)
+    for stream in streams:
+        source.write(stream, bytes(limits.SMALL_CHUNK + 1))
+        source.finish(stream)
+    messages = source.take_messages(1 << 24, 9000, 1, 0.0)
+    assert max(len(data) for _, data in messages) <= 9000
+
+
+def test_a_tunnel_without_streams_keeps_no_payload():
+    """The peer is dead: what it never confirmed is not kept for the day it comes back."""
+    source = _tunnel()
+    stream = source.open("site.test", 80, None)
+    stream.send_limit = 1 << 24
+    source.write(stream, bytes(300_000))
+    source.take_messages(ROOM, SIZE, 1, 0.0)
+    assert source.cache_size > 300_000
+    source.fail_all(Fault.EXIT_DEAD)
+    assert source.cache_size < 1000 and not source.streams
+    sink = _tunnel(1, 7)
+    source.link_up()
+    sink.receive(Kind.SINK, frames.NEXT_FRAME.pack(frames.NEXT, 100), 0.0)
+    ((_, report),) = sink.take_messages(ROOM, SIZE, 1, 0.0)
+    source.receive(Kind.SINK, report, 0.0)
+    for kind, data in source.take_messages(ROOM, SIZE, 1, 0.0):
+        sink.receive(kind, bytes(data), 0.0)
+    assert not sink.streams  # the reset came, its open did not
+    sink.on_deadline(9.0)
+    for kind, data in sink.take_messages(ROOM, SIZE, 1, 9.0):
+        source.receive(kind, bytes(data), 9.0)
+    assert source.cache_size == 0
+
+
+def test_confirming_far_above_a_gap_costs_no_more_each_time():
+    """Each report names the same ranges again: only what is new in them is work."""
+    source = _tunnel()
+    stream = source.open("site.test", 80, None)
+    stream.send_limit = 1 << 30
+    count = 2000
+    for _ in range(count):
+        source.write(stream, b"x" * 9000)
+        source.take_messages(ROOM, SIZE, 1, 0.0)
+    top = source._seq
+
+    class Counted(dict):
+        pops = 0
+
+        def pop(self, *args):
+            Counted.pops += 1
+            return super().pop(*args)
+
+    source._cache = Counted(source._cache)
+    for end in range(2, top, 20):
+        source.receive(Kind.SINK, frames.have_frame(0, ((1, end),)), 0.0)
+    source.receive(Kind.SINK, frames.have_frame(0, ((1, top),)), 0.0)
+    assert len(source._cache) == 1 and Counted.pops < 2 * top
+    source.receive(Kind.SINK, frames.have_frame(top, ()), 0.0)
+    assert source.cache_size == 0
