@@ -213,3 +213,23 @@ def test_closing_a_link_that_is_not_there_ends_it_in_the_core():
         await server.close()
 
     _run(main)
+
+
+def test_a_message_after_a_long_idle_time_is_judged_by_the_clock_of_now(monkeypatch):
+    """The wall clock was put right while nothing happened: the next first contact is fresh."""
+
+    async def main():
+        client, server, offered = _pair(FakePlugin())
+        server.kick()
+        await asyncio.sleep(0)  # its flush has looked at the clock
+        server._wall_at -= 3600.0  # ...an hour ago
+        server.node.wall_s -= 3600.0
+        client.start()
+        client.open(1, "site.test", 80, Owner())
+        held = []
+        monkeypatch.setattr(server.node, "_hold", lambda *args: held.append(args))
+        await _until(lambda: offered or held)
+        assert offered and not held
+        await client.close()
+
+    _run(main)

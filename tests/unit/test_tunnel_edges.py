@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from uservpn.errors import Fault, PeerFault
+from uservpn.errors import Fault, PeerFault, StreamFault
 from uservpn.tunnel import limits
 from uservpn.tunnel.events import Data, Finished
 from uservpn.tunnel.tunnel import Tunnel
@@ -211,3 +211,12 @@ def test_confirming_far_above_a_gap_costs_no_more_each_time():
     assert len(source._cache) == 1 and Counted.pops < 2 * top
     source.receive(Kind.SINK, frames.have_frame(top, ()), 0.0)
     assert source.cache_size == 0
+
+
+def test_stream_numbers_that_run_out_are_a_stream_fault():
+    source = _tunnel()
+    source._next_id = (1 << 32) - 1
+    last = source.open("site.test", 80, None)
+    with pytest.raises(StreamFault):
+        source.open("site.test", 80, None)
+    assert list(source.streams) == [last.id]

@@ -115,6 +115,9 @@ class World:
         self._serial = 0
         self._link = 0
 
+    def room(self, link: int) -> int:
+        return ROOM
+
     def add(self, node: int, servers=None, boot: int = 1000, keys=(KEY,), skew_s=0.0) -> Member:
         member = self.members[node] = Member(self, node, servers or {}, boot, keys, skew_s)
         member.node.start(self.now)
@@ -125,7 +128,7 @@ class World:
         self._serial += 1
         heapq.heappush(self._heap, (when, self._serial, action))
 
-    def connect(self, member: Member, peer: int, endpoint: str) -> None:
+    def connect(self, member: Member, peer: int, endpoint: str, protocol: str = "sim") -> None:
         if not member.is_up or peer in self.unreachable:
             return  # no answer, not even a refusal
         other = self.members.get(peer)
@@ -136,8 +139,8 @@ class World:
         self._link += 2
         self.links[self._link] = (member, other)
         self.links[self._link + 1] = (other, member)
-        other.node.link_up(self._link + 1, "sim", 70000, "sim://x", self.now)
-        member.node.link_up(self._link, "sim", 70000, endpoint, self.now, peer, endpoint)
+        other.node.link_up(self._link + 1, protocol, 70000, "sim://x", self.now)
+        member.node.link_up(self._link, protocol, 70000, endpoint, self.now, peer, endpoint)
         self.settle(member)
 
     def cut(self, link: int) -> None:
@@ -161,7 +164,7 @@ class World:
     def settle(self, member: Member) -> None:
         """What the driver does after every event."""
         for _ in range(50):
-            batches = member.node.take_transmits(lambda link: ROOM, self.now)
+            batches = member.node.take_transmits(self.room, self.now)
             for link, batch in batches:
                 for index in range(0, len(batch), 2):
                     self.carry(link, batch[index], batch[index + 1])

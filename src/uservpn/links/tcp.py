@@ -67,10 +67,11 @@ class TcpLink(asyncio.BufferedProtocol):
     # --- Link ------------------------------------------------------------------------------------
 
     def room(self) -> int:
-        """Bytes below the high-water mark; 0 while the link is full."""
-        if self._transport is None or self._is_full:
+        """Bytes up to just over the high-water mark (so that `resume_writing` comes); <= 0: full."""
+        if self._transport is None:
             return 0
-        return HIGH_WATER - self._transport.get_write_buffer_size()
+        room = HIGH_WATER + 1 - self._transport.get_write_buffer_size()
+        return min(0, room) if self._is_full else room
 
     def send(self, batch: Sequence[Buffer]) -> None:
         """One gathering write."""

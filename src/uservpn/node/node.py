@@ -35,6 +35,12 @@ from uservpn.wire.session import Session, first_contact_is_fresh
 
 HELD_MAX: Final = 64
 """First contacts of one origin that wait for its echo; more are dropped (it will ask again)."""
+HELD_SIZE_MAX: Final = 1 << 20
+"""Bytes of them."""
+UNPROVEN_S: Final = 20.0
+"""How long an accepted link may stay without one message that was acted on."""
+OVERRUN_MAX: Final = 1 << 20
+"""Bytes queued on a full link beyond which even answers and reports wait: its peer does not read."""
 NOTICE_EVERY_S: Final = 0.2
 CHALLENGE_SIZE: Final = 16
 
@@ -136,7 +142,9 @@ class Node:
         self._ring = ring
         self._servers = options.servers
         self._random = random
+        self._started = now
         self._started_ms = int((now + wall_s) * 1000)
+        self._unproven: dict[LinkId, float] = {}  # until when, soonest first
         self._events: list[NodeEvent] = []
         for peer in options.servers:
             self._peer(peer)
@@ -154,6 +162,8 @@ class Node:
         peer = self.peers.get(exit)
         if peer is None:
             raise StreamFault(Fault.EXIT_DEAD, f"node {exit} is not known")
+        if peer.session.is_spent:
+            raise StreamFault(Fault.EXIT_DEAD, f"numbers to node {exit} have run out")
         if not peer.contact.links and not peer.contact.endpoints:
             raise StreamFault(Fault.EXIT_DEAD, f"there is no link to node {exit}")
         peer.contact.has_streams = bool(peer.tunnel.streams)
@@ -203,14 +213,19 @@ class Node:
         entry = self.links[link] = LinkEntry(size_max - TAG_SIZE - 64, protocol, remote)
         if peer is not None:
             self._bind(link, entry, self._peer(peer), True, endpoint, now)
+        else:
+            self._unproven[link] = now + UNPROVEN_S
 
     def link_down(self, link: LinkId, reason: str, now: float) -> None:
         """A link is gone."""
         entry = self.links.pop(link, None)
+        self._unproven.pop(link, None)
         if entry is not None and entry.peer is not None:
             peer = entry.peer
             peer.contact.link_down(link, now)
-            if not peer.contact.links:
+            if peer.contact.links:
+                peer.tunnel.link_lost()
+            else:
                 text = f"lost the link to node {peer.id} ({entry.remote}): {reason}"
                 self._events.append(PeerNews(peer.id, text, "info"))
 
@@ -246,6 +261,9 @@ class Node:
                 return
             self._note_skew(peer, first.sent_ms, now)
             wall_ms = int((now + self.wall_s) * 1000)
+            # by the clock of then and by that of now: either may be wrong, and was put right since
+            started_ms = int((self._started + self.wall_s) * 1000)
+            self._started_ms = max(self._started_ms, started_ms)
             if not first_contact_is_fresh(first.sent_ms, wall_ms, self._started_ms):
                 self._hold(peer, link, header, first.payload, now)
                 return
@@ -255,11 +273,19 @@ class Node:
         if session.peer_boot != boot:
             self._new_boot(peer, boot)
         self._act(peer, link, header.kind, payload, now)
+        entry = self.links.get(link)
+        if boot and boot != session.peer_boot and entry is not None and entry.peer is peer:
+            self._probe(peer, link, now)  # what was measured and asked was the old one
 
     # --- time ------------------------------------------------------------------------------------
 
     def on_deadline(self, now: float) -> None:
         """Due work of every part; harmless when early."""
+        for link, until in list(self._unproven.items()):
+            if now < until:
+                break
+            del self._unproven[link]
+            self._events.append(CloseWanted(link))
         for peer in self.peers.values():
             peer.contact.has_streams = bool(peer.tunnel.streams)
             peer.contact.on_deadline(now)
@@ -269,7 +295,7 @@ class Node:
 
     def next_deadline(self) -> float | None:
         """When `on_deadline` wants to be called."""
-        soonest: float | None = None
+        soonest = next(iter(self._unproven.values()), None)
         for peer in self.peers.values():
             peer.contact.has_streams = bool(peer.tunnel.streams)
             due = peer.contact.next_deadline()
@@ -303,13 +329,16 @@ class Node:
             tunnel = peer.tunnel
             if not peer.outbox and not tunnel.has_outgoing():
                 continue
+            if peer.session.is_spent:
+                self._spent(peer)
+                continue
             wall = now + self.wall_s
             wall_ms = int(wall * 1000)
             stamp = (wall_ms & STAMP_MASK).to_bytes(3, "big")
             seal = peer.session.seal
             while peer.outbox:
                 link, kind, payload, boot = peer.outbox.popleft()
-                if link in self.links:
+                if link in self.links and room(link) > -OVERRUN_MAX:
                     out.append((link, list(seal(kind, payload, stamp, wall_ms, boot))))
                     entry = self.links[link]
                     if entry.state is not None:
@@ -319,7 +348,10 @@ class Node:
                 continue
             state = links[0]
             entry = self.links[state.link]
-            messages = tunnel.take_messages(room(state.link), entry.size_max, state.link, now)
+            free = room(state.link)
+            if free <= -OVERRUN_MAX:
+                continue
+            messages = tunnel.take_messages(free, entry.size_max, state.link, now)
             if messages:
                 batch: list[bytes] = []
                 for kind, data in messages:
@@ -361,12 +393,12 @@ class Node:
     ) -> None:
         """From now on this link is one of `peer`'s."""
         was_linked = bool(peer.contact.links)
+        self._unproven.pop(link, None)
         entry.peer = peer
         entry.state = peer.contact.link_up(link, entry.protocol, endpoint, dialled, now)
         if not was_linked or not dialled:
             peer.tunnel.link_up()
-        if dialled:
-            self._probe(peer, link, now)
+        self._probe(peer, link, now)
 
     def _probe(self, peer: Peer, link: LinkId, now: float) -> None:
         token = self._random(8)
@@ -409,7 +441,17 @@ class Node:
             self._events.append(PeerNews(peer.id, text, "warning"))
             peer.tunnel.abort(Fault.EXIT_DEAD)
             self._events += peer.tunnel.take_events()
+            rtt_s = peer.tunnel.rtt_s
             peer.tunnel = self._new_tunnel(peer.id)
+            peer.tunnel.rtt_s = rtt_s
+
+    def _spent(self, peer: Peer) -> None:
+        """No number is left for messages to this peer, and none may repeat: silence."""
+        if peer.tunnel.streams:
+            text = f"numbers to node {peer.id} have run out: restart this node"
+            self._events.append(PeerNews(peer.id, text, "warning"))
+        peer.outbox.clear()
+        peer.tunnel.abort(Fault.EXIT_DEAD)
 
     def _not_opened(self, peer: Peer, link: LinkId, header: Header, now: float) -> None:
         """A bound message that did not open: bound to a boot of ours that is gone, or forged."""
@@ -430,7 +472,8 @@ class Node:
 
     def _hold(self, peer: Peer, link: LinkId, header: Header, payload: bytes, now: float) -> None:
         """A stale first contact waits until its origin has echoed a random value."""
-        if len(peer.held) < HELD_MAX:
+        size = sum(len(payload) for _, payload, _ in peer.held) + len(payload)
+        if len(peer.held) < HELD_MAX and size <= HELD_SIZE_MAX:
             peer.held.append((header, payload, link))
         if not peer.challenge:
             peer.challenge = self._random(CHALLENGE_SIZE)

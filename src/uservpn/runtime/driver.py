@@ -27,6 +27,8 @@ from uservpn.wire.header import Header
 log: Final = logging.getLogger("uservpn")
 _EPSILON_S: Final = 0.002
 """Timers may fire a little early: what is due within this is due (else the loop would spin)."""
+_CLOCKS_S: Final = 1.0
+"""What is known of the wall clock is at most this old whenever it counts."""
 _SLEPT_S: Final = 1.0
 
 
@@ -147,7 +149,10 @@ class Driver:
 
     def link_message(self, link: Link, header: Header, body: Buffer) -> None:
         """A message with a genuine header."""
-        self.node.receive(link.id, header, body, monotonic())
+        now = monotonic()
+        if now - self._wall_at > _CLOCKS_S:  # before it is judged whether the message is fresh
+            self._look_at_clocks(now)
+        self.node.receive(link.id, header, body, now)
         self.kick()
 
     def link_progress(self, link: Link) -> None:
@@ -178,10 +183,8 @@ class Driver:
         self._flush_handle = None
         node = self.node
         now = monotonic()
-        if now - self._wall_at > 1.0:
-            self._wall_at = now
-            node.wall_s = wall_offset()
-            self._notice_sleep(now)
+        if now - self._wall_at > _CLOCKS_S:
+            self._look_at_clocks(now)
         deadline = node.next_deadline()
         if deadline is not None and deadline <= now + _EPSILON_S:
             node.on_deadline(now + _EPSILON_S)
@@ -221,7 +224,9 @@ class Driver:
         link = self.links.get(link_id)
         return 0 if link is None else link.room()
 
-    def _notice_sleep(self, now: float) -> None:
+    def _look_at_clocks(self, now: float) -> None:
+        self._wall_at = now
+        self.node.wall_s = wall_offset()
         suspended = suspended_for()
         if suspended - self._suspended > _SLEPT_S:
             log.info("the machine slept for %.0f s: trying every peer", suspended - self._suspended)

@@ -22,6 +22,8 @@ FRESH_SIZE: Final = 64 * KIB
 """A stream is "new or interactive", and goes ahead, until it has sent this much without a pause."""
 SMALL_CHUNK: Final = 8 * KIB
 """Chunks up to this size are joined into one message with others."""
+CONTROL_MAX: Final = 1 << 16
+"""Control frames that wait to be sent while the peer goes on sending: beyond it breaks the protocol."""
 ACK_COUNT: Final = 64
 ACK_SIZE: Final = 2 * MIB
 ACK_DELAY_S: Final = 0.1

@@ -88,11 +88,13 @@ class Tunnel:
         """A new stream; OPEN leaves with the next messages. Data may be written at once.
 
         Raises:
-            StreamFault: the host name does not fit into a frame.
+            StreamFault: the host name does not fit into a frame, or no stream number is left.
         """
         name = host.encode()
         if not 0 < len(name) <= 255:
             raise StreamFault(Fault.HOST_UNREACHABLE, "host name is empty or over 255 bytes")
+        if self._next_id >= 1 << 32:
+            raise StreamFault(Fault.LIMIT, "stream numbers have run out: restart this node")
         stream = Stream(self._next_id, self.peer, True, limits.WINDOW_START)
         self._next_id += 2
         stream.owner = owner
@@ -199,6 +201,11 @@ class Tunnel:
             self._report_due = True
             self._want_all = True
 
+    def link_lost(self) -> None:
+        """One of several links is gone: both ends ask, over what is left, for what was on it."""
+        self.link_up()
+        self._ask_due = bool(self._cache)
+
     def receive(self, kind: int, payload: bytes, now: float) -> None:
         """A genuine message of the peer.
 
@@ -206,6 +213,8 @@ class Tunnel:
             PeerFault: the peer broke the protocol.
         """
         position = 0
+        if len(self._control) > limits.CONTROL_MAX:
+            raise PeerFault("asks for more answers than it reads")
         if kind == Kind.DATA:
             if len(payload) < _SEQ_SIZE:
                 raise PeerFault("message without a sequence")
@@ -231,7 +240,7 @@ class Tunnel:
                 or self._unreported_size >= limits.ACK_SIZE
             ):
                 self._report_due = True
-            elif self._report_at is None:
+            elif self._report_at is None and not self._report_due:
                 self._report_at = now + limits.ACK_DELAY_S
         try:
             self._receive_frames(payload, position, now)
@@ -242,6 +251,7 @@ class Tunnel:
         """Due work; harmless when early."""
         if self._report_at is not None and now >= self._report_at:
             self._report_due = True
+            self._report_at = None
         if self._ask_at is not None and now >= self._ask_at:
             self._ask_s = min(2 * self._ask_s, 8.0)
             self._ask_at = now + self._ask_s

@@ -56,6 +56,8 @@ class Kind(enum.IntEnum):
 WINDOW_START: Final = 64
 WINDOW_MAX: Final = 65_536
 """Replay window slots: start small, grow with the numbers seen (8 bytes a slot)."""
+NUMBERS_KEPT: Final = 1 << 20
+"""A sender stops this far from the last number: more than any batch has messages."""
 SKEW_LOGGED_MS: Final = FRESH_MS
 
 assert FIELDS_SIZE + WATERMARK_SIZE == HEADER_SIZE

@@ -20,6 +20,7 @@ from uservpn.wire.constants import (
     FLAG_CHACHA,
     FRESH_MS,
     NUMBER_MAX,
+    NUMBERS_KEPT,
     TAG_SIZE,
 )
 from uservpn.wire.header import Header, HeaderCodec, pack_fields
@@ -81,10 +82,15 @@ class Session:
         self.replayed_count = 0
         self.forged_count = 0
 
+    @property
+    def is_spent(self) -> bool:
+        """Too few numbers are left for one more batch: only a new boot gives new ones."""
+        return self._number > NUMBER_MAX - NUMBERS_KEPT
+
     def seal(
         self, kind: int, payload: Buffer, stamp: bytes, wall_ms: int, boot: int = 0
     ) -> tuple[bytes, bytes]:
-        """Header and sealed payload of a new message; never the same number twice.
+        """Header and sealed payload of a new message; never the same number twice (see `is_spent`).
 
         `boot` binds the message to a boot that a header only claims so far, instead of `peer_boot`.
         """
