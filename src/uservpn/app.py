@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import signal
 import sys
 from collections.abc import Mapping
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,13 +23,14 @@ from uservpn.control.client import ControlError
 from uservpn.control.config import Config, ServerConfig, diff, load, state_dir_of
 from uservpn.control.places import control_socket
 from uservpn.control.server import ControlServer
-from uservpn.errors import ConfigError, UservpnError
+from uservpn.errors import ConfigError, Fault, UservpnError
 from uservpn.exits.policy import Policy
+from uservpn.kit.endpoint import Address, Endpoint
 from uservpn.links.base import LinkPlugin
 from uservpn.links.tcp import PLUGIN as TCP
 from uservpn.node.node import Node, NodeOptions
-from uservpn.runtime.allocator import keep_message_blocks
-from uservpn.runtime.boot import next_boot, random_boot
+from uservpn.runtime.allocator import give_back, keep_message_blocks
+from uservpn.runtime.boot import next_boot
 from uservpn.runtime.clock import monotonic, random_bytes, wall_offset
 from uservpn.runtime.cpu import lacks_aes
 from uservpn.runtime.driver import Driver
@@ -44,6 +45,8 @@ log: Final = logging.getLogger("uservpn")
 DRAIN_S: Final = 3.0
 """How long SIGTERM lets running connections finish."""
 STATUS_CONNECTIONS_MAX: Final = 1000
+RESOLVER_THREADS: Final = "16"
+"""Names an exit resolves at once: with libuv's own 4, a few dead ones would hold up all others."""
 
 
 def load_plugins(protocols: set[str]) -> dict[str, LinkPlugin]:
@@ -51,6 +54,10 @@ def load_plugins(protocols: set[str]) -> dict[str, LinkPlugin]:
     plugins: dict[str, LinkPlugin] = {}
     if "tcp" in protocols:
         plugins["tcp"] = TCP
+    if protocols <= plugins.keys():
+        return plugins
+    from importlib.metadata import entry_points  # megabytes that few need
+
     for name in protocols - set(plugins):
         found = [entry for entry in entry_points(group="uservpn.links") if entry.name == name]
         if not found:
@@ -70,6 +77,10 @@ def _protocols(config: Config) -> set[str]:
 
 def _policy(config: Config) -> Policy:
     return Policy([str(n) for n in config.exit.allow], [str(n) for n in config.exit.deny])
+
+
+def _entry_address(config: Config) -> Address | None:
+    return config.entry.listen if config.entry else None
 
 
 class Service:
@@ -93,23 +104,26 @@ class Service:
             wall_s=wall_offset(),
         )
         self.driver = Driver(self.node, load_plugins(_protocols(config)), loop, self._offer)
-        resolver = Resolver(loop, [str(address) for address in config.exit.resolvers])
-        self.exit = Exit(self.driver, _policy(config), resolver)
+        self._resolver = self._new_resolver(config)
+        self.exit = Exit(self.driver, _policy(config), self._resolver)
         self.chooser = Chooser(config.chooser.default, tuple(servers), self._is_linked)
         self.entry: Entry | None = None
+        self._leaving: list[Entry] = []  # no longer listening, with programs still connected
 
     async def start(self) -> None:
         """Listens and dials. Raises OSError with the address in it."""
         config = self.config
         for endpoint in config.node.listen:
             await self.driver.listen(endpoint)
-        await self._start_entry()
+        self.entry = await self._new_entry(config)
         self.driver.start()
 
     async def close(self) -> None:
         """Ends everything; entry first, so that programs hear it."""
-        if self.entry is not None:
-            await self.entry.close(DRAIN_S)
+        entries = [entry for entry in (self.entry, *self._leaving) if entry is not None]
+        await asyncio.gather(*(entry.close(DRAIN_S) for entry in entries))
+        self.exit.close()
+        await self._resolver.close()
         await self.driver.close()
 
     async def reconfigure(self, config: Config) -> frozenset[str]:
@@ -117,6 +131,7 @@ class Service:
 
         Raises:
             ConfigError: the change needs a restart (number, key, grace); nothing was changed.
+            OSError: a new address cannot be listened on; nothing was changed.
         """
         old = self.config
         changed = diff(old, config)
@@ -132,29 +147,52 @@ class Service:
         ]
         if fixed:
             raise ConfigError([f"{name} changes only with a restart" for name in fixed])
-        load_plugins(_protocols(config))
+        self.driver.plugins.update(load_plugins(_protocols(config)))
+        resolver = None
+        if old.exit.resolvers != config.exit.resolvers:
+            resolver = self._new_resolver(config)
+        try:
+            await self._reconfigure_listeners(old, config)
+        except OSError:
+            if resolver is not None:
+                await resolver.close()
+            raise
         self.config = config
-        for endpoint in set(config.node.listen) - set(old.node.listen):
-            await self.driver.listen(endpoint)
-        for endpoint in set(old.node.listen) - set(config.node.listen):
-            self.driver.unlisten(endpoint)
         if "servers" in changed:
             self.node.set_servers(_servers(config.servers), monotonic())
             self.driver.kick()
         self.chooser.reconfigure(config.chooser.default, tuple(_servers(config.servers)))
         if "exit" in changed:
-            self.exit.reconfigure(_policy(config))
-        if "entry" in changed or "tunnel" in changed:
-            before = old.entry.listen if old.entry else None
-            after = config.entry.listen if config.entry else None
-            if before != after:
-                if self.entry is not None:
-                    await self.entry.close(0.0)
-                    self.entry = None
-                await self._start_entry()
-            elif self.entry is not None and config.entry is not None:
-                self.entry.reconfigure(config.entry.users, config.tunnel.optimistic)
+            self.exit.reconfigure(_policy(config), resolver)
+        if resolver is not None:
+            await self._resolver.close()
+            self._resolver = resolver
         return changed
+
+    async def _reconfigure_listeners(self, old: Config, config: Config) -> None:
+        """New addresses first: when one cannot be had, all is as before. Raises OSError."""
+        moved = _entry_address(old) != _entry_address(config)
+        opened: list[Endpoint] = []
+        try:
+            for endpoint in config.node.listen:
+                if endpoint not in old.node.listen:
+                    await self.driver.listen(endpoint)
+                    opened.append(endpoint)
+            entry = await self._new_entry(config) if moved else None
+        except OSError:
+            for endpoint in opened:
+                self.driver.unlisten(endpoint)
+            raise
+        for endpoint in set(old.node.listen) - set(config.node.listen):
+            self.driver.unlisten(endpoint)
+        self._leaving = [left for left in self._leaving if left.connections]
+        if moved:
+            if self.entry is not None:
+                self.entry.leave()  # programs that are connected stay so
+                self._leaving.append(self.entry)
+            self.entry = entry
+        elif self.entry is not None and config.entry is not None:
+            self.entry.reconfigure(config.entry.users, config.tunnel.optimistic)
 
     def status(self) -> dict[str, Any]:
         """The status document (docs/status.md); `version` 1."""
@@ -237,24 +275,27 @@ class Service:
             "sites": [],
         }
 
-    async def _start_entry(self) -> None:
-        config = self.config
-        if config.entry is not None:
-            self.entry = Entry(
-                config.entry.listen,
-                config.entry.users,
-                self.driver,
-                self.chooser,
-                config.tunnel.optimistic,
-            )
-            await self.entry.start()
+    async def _new_entry(self, config: Config) -> Entry | None:
+        """The configured entry, listening; None: there is none. Raises OSError."""
+        if config.entry is None:
+            return None
+        entry = Entry(
+            config.entry.listen,
+            config.entry.users,
+            self.driver,
+            self.chooser,
+            config.tunnel.optimistic,
+        )
+        await entry.start()
+        return entry
+
+    def _new_resolver(self, config: Config) -> Resolver:
+        return Resolver(self.driver.loop, [str(address) for address in config.exit.resolvers])
 
     def _offer(self, stream: Any, host: str, port: int) -> None:
         if self.config.exit.enabled:
             self.exit.offer(stream, host, port)
         else:
-            from uservpn.errors import Fault
-
             self.driver.refuse(stream, Fault.NOT_ALLOWED)
 
     def _is_linked(self, node: NodeId) -> bool:
@@ -266,7 +307,8 @@ def _ms(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds * 1000, 2)
 
 
-def _new_loop() -> asyncio.AbstractEventLoop:
+def new_loop() -> asyncio.AbstractEventLoop:
+    """uvloop's where it is installed, else Python's own."""
     try:
         import uvloop
     except ImportError:
@@ -284,18 +326,19 @@ def run(config_path: Path, servers: tuple[str, ...]) -> int:
     """The daemon: until SIGTERM or SIGINT. Returns the exit status. Raises ConfigError."""
     config = load(config_path, servers)
     keep_message_blocks()
+    if config.exit.enabled:
+        os.environ.setdefault("UV_THREADPOOL_SIZE", RESOLVER_THREADS)
     _log_to_stderr()
     for warning in config.warnings:
         log.warning("%s", warning)
-    with asyncio.Runner(loop_factory=_new_loop) as runner:
+    with asyncio.Runner(loop_factory=new_loop) as runner:
         return runner.run(_serve(config, config_path, servers))
 
 
 async def _serve(config: Config, config_path: Path, servers: tuple[str, ...]) -> int:
     loop = asyncio.get_running_loop()
     state_dir = state_dir_of(config)
-    stop = asyncio.Event()
-    reload = asyncio.Event()
+    signals: asyncio.Queue[int] = asyncio.Queue()
     try:
         service = Service(config, next_boot(state_dir), loop)
         control = ControlServer(
@@ -311,13 +354,13 @@ async def _serve(config: Config, config_path: Path, servers: tuple[str, ...]) ->
         except OSError as error:
             log.error("cannot listen: %s", error.strerror or error)
             return 1
-        loop.add_signal_handler(signal.SIGTERM, stop.set)
-        loop.add_signal_handler(signal.SIGINT, stop.set)
-        loop.add_signal_handler(signal.SIGHUP, reload.set)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            loop.add_signal_handler(number, signals.put_nowait, number)
         gc.collect()
         gc.freeze()  # what is loaded stays: no collector pass over it, pages stay shared
+        give_back()
         print(f"ready node {config.node.id} {config.node.name}", flush=True)
-        await _until_stopped(service, config_path, servers, stop, reload)
+        await _until_stopped(service, config_path, servers, signals)
         return 0
     finally:
         await service.close()
@@ -328,18 +371,12 @@ async def _until_stopped(
     service: Service,
     config_path: Path,
     servers: tuple[str, ...],
-    stop: asyncio.Event,
-    reload: asyncio.Event,
+    signals: asyncio.Queue[int],
 ) -> None:
     while True:
-        waits = {asyncio.ensure_future(event.wait()) for event in (stop, reload)}
-        _, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        for waiting in pending:
-            waiting.cancel()
-        if stop.is_set():
+        if await signals.get() != signal.SIGHUP:
             log.info("stopping")
             return
-        reload.clear()
         try:
             changed = await service.reconfigure(load(config_path, servers))
             log.info("configuration reread: %s", ", ".join(sorted(changed)) or "nothing changed")
@@ -351,11 +388,3 @@ def _answer(service: Service, request: Mapping[str, Any]) -> dict[str, Any]:
     if request.get("command") == "status":
         return service.status()
     raise UservpnError(f"unknown command {request.get('command')!r}")
-
-
-def demo(once: bool, port: int) -> int:
-    """A client and two exits in one process, with a page of their own behind them."""
-    from uservpn.demo import run_demo
-
-    with asyncio.Runner(loop_factory=_new_loop) as runner:
-        return runner.run(run_demo(once, port, random_boot))

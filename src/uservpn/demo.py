@@ -15,7 +15,7 @@ from collections.abc import Callable
 from ipaddress import ip_network
 from typing import Final
 
-from uservpn.app import Service
+from uservpn.app import Service, new_loop
 from uservpn.control.config import (
     Config,
     EntryConfig,
@@ -25,6 +25,7 @@ from uservpn.control.config import (
     ServerConfig,
 )
 from uservpn.kit.endpoint import Address, Endpoint
+from uservpn.runtime.boot import random_boot
 from uservpn.types import NodeId
 
 EXITS: Final = (NodeId(1), NodeId(2))
@@ -34,6 +35,12 @@ PAGE: Final = (
     b"<!doctype html><title>uservpn demo</title>"
     b"<h1>It works</h1><p>This page was fetched through the mesh.</p>\n"
 )
+
+
+def demo(once: bool, port: int) -> int:
+    """Runs the demo on a loop of its own; the exit status."""
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        return runner.run(run_demo(once, port, random_boot))
 
 
 async def run_demo(once: bool, port: int, new_boot: Callable[[], int]) -> int:

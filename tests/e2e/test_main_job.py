@@ -345,6 +345,70 @@ def test_reload_keeps_connections_and_takes_the_change(site):
         mesh.close()
 
 
+def test_reload_moves_the_entry_and_keeps_its_programs(site):
+    """The new port serves, the old one is closed, a connection of the old one goes on."""
+    mesh = Mesh(Path(tempfile.mkdtemp(prefix="uv")))
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            sock = _connect(mesh, "127.0.0.1", listener.getsockname()[1])
+            peer, _ = listener.accept()
+            text = mesh.client.config.read_text()
+            old, new = mesh.entry, free_port()
+
+            def reload(port: int, words: str) -> None:
+                mesh.client.config.write_text(text.replace(f":{old}", f":{port}"))
+                mesh.client.process.send_signal(1)
+                wait_until(lambda: words in mesh.client.log.read_text())
+
+            reload(site.port, "the old one stays")  # taken: nothing changes
+            assert mesh.curl(f"http://127.0.0.1:{site.port}/10").stdout == BLOCK[:10]
+            reload(new, "reread")
+            mesh.entry = new
+            assert mesh.curl(f"http://127.0.0.1:{site.port}/10").stdout == BLOCK[:10]
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", old), 5)
+            peer.sendall(b"still here")
+            assert sock.recv(100) == b"still here"
+            sock.close()
+            peer.close()
+        assert mesh.client.stop() == 0
+        assert "Traceback" not in mesh.client.log.read_text()
+    finally:
+        mesh.close()
+
+
+def test_reload_takes_other_resolvers_over(site):
+    """The exit asks the servers that are configured now: none answers here, so a name fails."""
+    mesh = Mesh(Path(tempfile.mkdtemp(prefix="uv")))
+    try:
+        url = f"http://localhost:{site.port}/10"
+        assert mesh.curl(url).stdout == BLOCK[:10]
+        text = mesh.server.config.read_text()
+        for resolvers, is_good in (('["127.0.0.1"]', False), ("[]", True)):
+            count = mesh.server.log.read_text().count("reread")
+            mesh.server.config.write_text(
+                text.replace("enabled = true", f"enabled = true\nresolvers = {resolvers}")
+            )
+            mesh.server.process.send_signal(1)
+            wait_until(lambda n=count: mesh.server.log.read_text().count("reread") > n)
+            assert (mesh.curl(url).stdout == BLOCK[:10]) is is_good
+    finally:
+        mesh.close()
+
+
+def test_an_idle_client_loads_nothing_it_does_not_use(mesh):
+    """Optional and heavy parts stay out of the daemon until they are wanted."""
+    code = (
+        "import sys; import uservpn.app; "
+        "print(' '.join(m for m in ('importlib.metadata', 'email', 'zipfile', 'h11', 'aiodns', "
+        "'aiohappyeyeballs', 'uservpn.demo', 'uservpn.runtime.http_proxy') if m in sys.modules))"
+    )
+    done = subprocess.run(
+        [USERVPN[0], "-c", code], capture_output=True, text=True, timeout=30, check=True
+    )
+    assert done.stdout.split() == []
+
+
 def test_a_port_in_use_is_one_clear_line(mesh):
     """Exit status 1, the address named, no traceback."""
     text = mesh.server.config.read_text().replace("/1/s", "/2/s").replace("id = 1", "id = 2")

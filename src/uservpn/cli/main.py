@@ -133,9 +133,9 @@ def status(as_json: bool) -> None:
 )
 def demo(once: bool, port: int) -> None:
     """Run a client and two exits on loopback, and fetch a page through each."""
-    from uservpn import app
+    from uservpn import demo as demonstration
 
-    finish(app.demo(once, port))
+    finish(demonstration.demo(once, port))
 
 
 @cli.group(cls=Group, invoke_without_command=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Callable
 from typing import Final
 
 _M_TRIM_THRESHOLD: Final = -1
@@ -18,9 +19,20 @@ _KEEP_SIZE: Final = 16 * 1024 * 1024
 
 def keep_message_blocks() -> None:
     """Raises the thresholds for mapping and trimming; harmless where the library is not glibc."""
-    if not sys.platform.startswith("linux"):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = _glibc("mallopt")
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, _KEEP_SIZE)
         mallopt(_M_TRIM_THRESHOLD, _KEEP_SIZE)
+
+
+def give_back() -> None:
+    """Returns what start-up has freed to the system; once, before the work begins."""
+    malloc_trim = _glibc("malloc_trim")
+    if malloc_trim is not None:
+        malloc_trim(0)
+
+
+def _glibc(name: str) -> Callable[..., object] | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    return getattr(ctypes.CDLL(None), name, None)

@@ -47,7 +47,8 @@ class Driver:
         self.offer = offer
         self.links: dict[LinkId, Link] = {}
         self.listening: dict[str, asyncio.AbstractServer] = {}
-        self._plugins = plugins
+        self.plugins = dict(plugins)
+        """By protocol; more may come with a reload."""
         self._last_link = 0
         self._flush_handle: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -62,7 +63,7 @@ class Driver:
 
     async def listen(self, endpoint: Endpoint) -> None:
         """Listens on one more endpoint. Raises OSError."""
-        plugin = self._plugins[endpoint.protocol]
+        plugin = self.plugins[endpoint.protocol]
         self.listening[str(endpoint)] = await plugin.serve(endpoint, self.node.codec, self)
 
     def unlisten(self, endpoint: Endpoint) -> None:
@@ -261,7 +262,7 @@ class Driver:
     async def _dial(self, peer: NodeId, text: str) -> None:
         try:
             endpoint = Endpoint.parse(text)
-            plugin = self._plugins.get(endpoint.protocol)
+            plugin = self.plugins.get(endpoint.protocol)
             if plugin is None:
                 raise OSError(f"the protocol {endpoint.protocol} is not loaded")
             link = await asyncio.wait_for(

@@ -96,9 +96,7 @@ class Entry:
 
     async def close(self, drain_s: float) -> None:
         """Stops listening, gives connections in use `drain_s` to finish, then resets them."""
-        if self._server is not None:
-            self._server.close()
-            self._server = None
+        self.leave()
         self._emptied = asyncio.Event()
         for connection in list(self.connections):
             connection.retire()
@@ -114,6 +112,12 @@ class Entry:
             self._timer.cancel()
             self._timer = None
         await asyncio.sleep(0)  # sockets that were aborted are closed in the loop's next turn
+
+    def leave(self) -> None:
+        """Stops listening; connections go on, under the limits they came in with."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
 
     def reconfigure(self, users: Mapping[str, str], optimistic: Optimistic) -> None:
         """From the next handshake on; connections that stand are not touched."""
