@@ -85,6 +85,8 @@ def app(monkeypatch: pytest.MonkeyPatch) -> FakeApp:
     fake = FakeApp()
     monkeypatch.setitem(sys.modules, "uservpn.app", fake)
     monkeypatch.setattr(uservpn, "app", fake, raising=False)
+    monkeypatch.setitem(sys.modules, "uservpn.demo", fake)
+    monkeypatch.setattr(uservpn, "demo", fake, raising=False)
     return fake
 
 
