@@ -29,11 +29,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
 
+from benchmarks import far
+
 START_LIMIT: Final = 20.0  # seconds until a process must be ready
 LOAD_LIMIT: Final = 180.0  # seconds for one run of the load
 LIFE_LIMIT: Final = 600.0  # seconds for a process that serves
 STOP_LIMIT: Final = 10.0  # seconds between SIGTERM and SIGKILL
 PARALLEL: Final = 64  # new connections at a time
+FAR: Final = "far"
 TICKS: Final = os.sysconf("SC_CLK_TCK")
 MIB: Final = 1024 * 1024
 
@@ -195,12 +198,16 @@ class Running:
 System = Callable[[contextlib.ExitStack, Path], Running]
 
 
-def start_uservpn(stack: contextlib.ExitStack, place: Path) -> Running:
+def start_uservpn(
+    stack: contextlib.ExitStack, place: Path, way: Callable[[int], int] = lambda port: port
+) -> Running:
+    """`way`: from the server's port to the one that the client dials."""
     port, proxy = free_port(), free_port()
     url, key = f"tcp://127.0.0.1:{port}", str(place / "key")
+    dialled = f"tcp://127.0.0.1:{way(port)}"
     arguments = {
         "server": ["--id", "1", "--listen", url, "--public", url, "--exit"],
-        "client": ["--id", "7", "--entry", f"127.0.0.1:{proxy}", "--server", f"1={url}"],
+        "client": ["--id", "7", "--entry", f"127.0.0.1:{proxy}", "--server", f"1={dialled}"],
     }
     started: dict[str, Process] = {}
     for role, options in arguments.items():
@@ -344,6 +351,21 @@ def measure_held(bench: Bench, system: Running) -> Results:
     return results
 
 
+def measure_far(bench: Bench) -> Results:
+    """A system of its own, behind a delay line."""
+    place = Path(tempfile.mkdtemp(prefix="ub", dir=bench.place))
+    with contextlib.ExitStack() as stack:
+
+        def way(port: int) -> int:
+            line = far.DelayLine(port)
+            stack.callback(line.close)
+            return line.port
+
+        running = start_uservpn(stack, place, way)
+        port = stack.enter_context(far.echo_server())
+        return far.measure(running.proxy, port, 20)
+
+
 BENCHMARKS: Final[dict[str, Callable[[Bench, Running], Results]]] = {
     "bulk": measure_bulk,
     "conn": measure_conn,
@@ -375,7 +397,7 @@ def table(results: Mapping[str, Mapping[str, Sequence[float]]]) -> Iterator[str]
         medians = [
             statistics.median(results[s][row]) if row in results[s] else None for s in systems
         ]
-        cells = [row, *("failed" if value is None else shown(value) for value in medians)]
+        cells = [row, *("-" if value is None else shown(value) for value in medians)]
         if len(systems) == 2:
             a, b = medians
             cells.append("" if a is None or not b else f"{a / b:.2f}")
@@ -389,7 +411,7 @@ def shown(value: float) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
     parser.add_argument("--quick", action="store_true", help="one round, smaller sizes")
-    parser.add_argument("--only", choices=BENCHMARKS, help="only this benchmark")
+    parser.add_argument("--only", choices=[*BENCHMARKS, FAR], help="only this benchmark")
     options = parser.parse_args()
     sizes = QUICK if options.quick else FULL
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -406,7 +428,7 @@ def main() -> int:
         systems["shadowsocks-libev"] = start_shadowsocks
     else:
         print("shadowsocks-libev is not installed: uservpn is measured alone.\n")
-    names = [options.only] if options.only else list(BENCHMARKS)
+    names = [options.only] if options.only else [*BENCHMARKS, FAR]
     results: dict[str, dict[str, list[float]]] = {system: {} for system in systems}
     failures = 0
     with contextlib.ExitStack() as stack:
@@ -417,12 +439,15 @@ def main() -> int:
         rounds = [(name, number) for name in names for number in range(sizes.rounds)]
         for name, number in rounds:
             for system, start in systems.items():
+                if name == FAR and system != "uservpn":
+                    continue  # a budget of ours, not a comparison
                 print(f"{name}, round {number + 1}: {system}", file=sys.stderr, flush=True)
                 target = free_port()
                 sink = Process([load, "server", str(target)], place / "sink.log")
                 try:
                     sink.wait_for_line("ready", START_LIMIT)
-                    found = measure(name, Bench(load, target, sizes, place), start)
+                    bench = Bench(load, target, sizes, place)
+                    found = measure_far(bench) if name == FAR else measure(name, bench, start)
                 except (BenchmarkError, OSError) as error:
                     failures += 1
                     print(f"{name}, round {number + 1}: {system}: {error}", file=sys.stderr)

@@ -52,12 +52,13 @@ class NodeProcess:
         self.config.chmod(0o600)
         self.log = folder / "log"
         self._out = self.log.open("wb")
+        self.env = os.environ | (env or {})
         self.process = subprocess.Popen(
             [*wrap, *USERVPN, "run", "-c", str(self.config)],
             stdout=subprocess.PIPE,
             stderr=self._out,
             text=True,
-            env=os.environ | (env or {}),
+            env=self.env,
         )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
@@ -71,6 +72,7 @@ class NodeProcess:
             text=True,
             timeout=20,
             check=True,
+            env=self.env,
         )
         return json.loads(done.stdout)
 
