@@ -14,7 +14,7 @@ CHUNK = 64 * 1024
 CHUNKS = 32
 SEND_CALLS_MAX = 28
 """Queue, take, number, seal: per chunk."""
-RECEIVE_CALLS_MAX = 22
+RECEIVE_CALLS_MAX = 44
 """Open the header, decrypt, parse, deliver, give credit: per chunk."""
 
 
