@@ -112,10 +112,26 @@ class Site(http.server.ThreadingHTTPServer):
 BLOCK = bytes(os.urandom(1 << 20))
 
 
+PAGE = b"""<!doctype html><title>t</title><p id=p>empty</p><script>
+const parts = Array.from({length: 20}, (_, i) => fetch("/" + (1000 + i)).then(r => r.arrayBuffer()));
+Promise.all(parts).then(all => {
+  document.getElementById("p").textContent = "fetched " + all.reduce((n, b) => n + b.byteLength, 0);
+});
+</script>"""
+"""A page whose script fetches 20 pieces at once; its paragraph then tells how many bytes came."""
+
+
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
+        if self.path == "/page":
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.send_header("Content-Length", str(len(PAGE)))
+            self.end_headers()
+            self.wfile.write(PAGE)
+            return
         size = int(re.sub(r"\D", "", self.path) or 0)
         self.send_response(200)
         self.send_header("Content-Length", str(size))
