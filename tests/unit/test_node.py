@@ -194,3 +194,48 @@ def test_a_peer_that_never_reads_costs_bounded_memory():
         world.inject(server, full, head, body)
     assert sent < 3 << 20
     assert len(server.node.peers[7].outbox) < 100
+
+
+def test_a_flush_looks_only_at_peers_with_something_to_do():
+    """With 50 idle peers one message costs the work of one peer."""
+    world = World()
+    client = world.add(254, {node: (f"sim://{node}",) for node in range(1, 51)})
+    for node in range(1, 51):
+        world.add(node)
+    world.run(200)
+    assert len(client.node.links) == 50
+    node = client.node
+    stream = _open(world, client, b"x")
+    world.run(1)
+    looked = []
+    world.check_touched = lambda node: None  # it asks all of them
+    for peer in node.peers.values():
+        contact = peer.contact
+
+        def next_deadline(peer=peer, ask=contact.next_deadline):
+            looked.append(peer.id)
+            return ask()
+
+        contact.next_deadline = next_deadline
+    node.next_deadline()
+    assert looked == []
+    node.tunnel(stream).write(stream, b"more")
+    world.settle(client)
+    assert set(looked) == {1}
+
+
+def test_a_full_link_is_looked_at_until_it_has_room():
+    """Nobody says when `room` has grown by a little: every flush asks again."""
+    world, client, server = pair()
+    stream = _open(world, client)
+    world.run(1)
+    world.room = lambda link: 0
+    client.send(stream, b"waits")
+    for _ in range(3):
+        client.node.next_deadline()
+        world.settle(client)
+    del world.room
+    client.node.next_deadline()
+    world.settle(client)
+    world.run(0.1)
+    assert bytes(server.received[stream.id]) == b"waits"

@@ -174,8 +174,15 @@ class World:
             if not batches and not events:
                 break
         deadline = member.node.next_deadline()
+        self.check_touched(member.node)
         if deadline is not None:
             self.at(max(deadline, self.now), lambda: self.wake(member))
+
+    def check_touched(self, node: Node) -> None:
+        """No peer waits for something that no flush would look at (a lost wake-up)."""
+        for peer in node.peers.values():
+            assert not peer.has_work() or peer.id in node._touched, f"node {peer.id} is forgotten"
+            assert node._due(peer) == node._dues.get(peer.id), f"deadline of node {peer.id} is old"
 
     def wake(self, member: Member) -> None:
         if member.is_up:

@@ -275,6 +275,10 @@ class Contact:
             times.append(self._lost_at + self._grace_s)
         return min(times, default=None)
 
+    def has_plans(self) -> bool:
+        """Would `take_plans` return something?"""
+        return bool(self._plans)
+
     def take_plans(self) -> list[Plan]:
         """What to do now."""
         plans = self._plans

@@ -109,6 +109,12 @@ class Peer:
         self.skew_told = False
         self.fault = ""
 
+    def has_work(self) -> bool:
+        """Would a take return something, now or when a link has room again?"""
+        if self.outbox or self.contact.has_plans() or self.tunnel.has_events():
+            return True
+        return bool(self.contact.links) and self.tunnel.has_outgoing()
+
 
 @dataclass(slots=True)
 class Counters:
@@ -146,6 +152,10 @@ class Node:
         self._started_ms = int((now + wall_s) * 1000)
         self._unproven: dict[LinkId, float] = {}  # until when, soonest first
         self._events: list[NodeEvent] = []
+        self._touched: dict[int, Peer] = {}
+        """Peers something happened to: the only ones that takes and deadlines look at."""
+        self._dues: dict[int, float] = {}
+        self._soonest: float | None = None
         for peer in options.servers:
             self._peer(peer)
 
@@ -166,40 +176,48 @@ class Node:
             raise StreamFault(Fault.EXIT_DEAD, f"numbers to node {exit} have run out")
         if not peer.contact.links and not peer.contact.endpoints:
             raise StreamFault(Fault.EXIT_DEAD, f"there is no link to node {exit}")
+        self._touch(peer)
         peer.contact.has_streams = bool(peer.tunnel.streams)
         stream = peer.tunnel.open(host, port, owner)
         peer.contact.want_stream(now)
         return stream
 
     def tunnel(self, stream: Stream) -> Tunnel:
-        """The tunnel that carries `stream`."""
-        return self.peers[stream.peer].tunnel
+        """The tunnel that carries `stream`; ask anew for each use, which the next takes look at."""
+        peer = self._touched[stream.peer] = self.peers[stream.peer]
+        return peer.tunnel
 
     def start(self, now: float) -> None:
         """Dials the configured servers."""
         for peer in self.peers.values():
+            self._touch(peer)
             peer.contact.want(now)
 
     def set_servers(self, servers: Mapping[NodeId, tuple[str, ...]], now: float) -> None:
         """Replaces the configured servers; links and streams of those that stay are untouched."""
         self._servers = servers
         for peer in self.peers.values():
+            self._touch(peer)
             endpoints = servers.get(peer.id, ())
             if peer.contact.endpoints and not endpoints:
                 self._end_streams(peer, f"node {peer.id} is no longer configured")
                 peer.contact.leave(now)
             peer.contact.endpoints = endpoints
         for node in servers:
-            self._peer(node).contact.want(now)
+            peer = self._peer(node)
+            self._touch(peer)
+            peer.contact.want(now)
 
     def wake(self, now: float) -> None:
         """The machine slept, or its network changed."""
         for peer in self.peers.values():
+            self._touch(peer)
             peer.contact.wake(now)
 
     def goodbye(self) -> None:
         """Tells every linked peer that this node stops."""
         for peer in self.peers.values():
+            self._touch(peer)
             for state in peer.contact.links:
                 peer.outbox.append((state.link, Kind.GOODBYE, b"", 0))
 
@@ -222,6 +240,7 @@ class Node:
         self._unproven.pop(link, None)
         if entry is not None and entry.peer is not None:
             peer = entry.peer
+            self._touch(peer)
             peer.contact.link_down(link, now)
             if peer.contact.links:
                 peer.tunnel.link_lost()
@@ -233,12 +252,16 @@ class Node:
         self, peer: NodeId, endpoint: str, refused: bool, detail: str, now: float
     ) -> None:
         """A wanted dial did not lead to a link."""
-        self.peers[peer].contact.dial_failed(endpoint, refused, detail, now)
+        known = self.peers[peer]
+        self._touch(known)
+        known.contact.has_streams = bool(known.tunnel.streams)
+        known.contact.dial_failed(endpoint, refused, detail, now)
 
     def link_progress(self, link: LinkId, now: float) -> None:
         """Bytes of a large message moved on this link."""
         entry = self.links.get(link)
         if entry is not None and entry.peer is not None and entry.state is not None:
+            self._touch(entry.peer)
             entry.peer.contact.progress(entry.state, now)
 
     def receive(self, link: LinkId, header: Header, body: Buffer, now: float) -> None:
@@ -246,7 +269,7 @@ class Node:
         if header.destination != self.options.node or header.origin == self.options.node:
             self.counters.misdirected += 1
             return
-        peer = self._peer(NodeId(header.origin))
+        peer = self._touched[header.origin] = self._peer(NodeId(header.origin))
         session = peer.session
         boot = session.peer_boot
         if header.flags & FLAG_BOUND:
@@ -286,7 +309,10 @@ class Node:
                 break
             del self._unproven[link]
             self._events.append(CloseWanted(link))
-        for peer in self.peers.values():
+        for node, due in self._dues.items():
+            if due <= now:
+                self._touch(self.peers[node])
+        for peer in self._touched.values():
             peer.contact.has_streams = bool(peer.tunnel.streams)
             peer.contact.on_deadline(now)
             if peer.contact.links:
@@ -295,17 +321,22 @@ class Node:
 
     def next_deadline(self) -> float | None:
         """When `on_deadline` wants to be called."""
-        soonest = next(iter(self._unproven.values()), None)
-        for peer in self.peers.values():
-            peer.contact.has_streams = bool(peer.tunnel.streams)
-            due = peer.contact.next_deadline()
-            if due is not None and (soonest is None or due < soonest):
-                soonest = due
-            if peer.contact.links:
-                due = peer.tunnel.next_deadline()
-                if due is not None and (soonest is None or due < soonest):
-                    soonest = due
-        return soonest
+        if self._touched:
+            busy = {}
+            for node, peer in self._touched.items():
+                due = self._due(peer)
+                if due is None:
+                    self._dues.pop(node, None)
+                else:
+                    self._dues[node] = due
+                if peer.has_work():
+                    busy[node] = peer
+            self._touched = busy
+            self._soonest = min(self._dues.values(), default=None)
+        if not self._unproven:
+            return self._soonest
+        first = next(iter(self._unproven.values()))
+        return first if self._soonest is None else min(first, self._soonest)
 
     # --- takes -----------------------------------------------------------------------------------
 
@@ -313,7 +344,7 @@ class Node:
         """What happened, in order per tunnel."""
         events = self._events
         self._events = []
-        for peer in self.peers.values():
+        for peer in self._touched.values():
             self._follow(peer, now)
             events += peer.tunnel.take_events()
         events += self._events
@@ -325,7 +356,7 @@ class Node:
     ) -> list[tuple[LinkId, list[bytes]]]:
         """Per link, sealed headers and payloads in the order to send them."""
         out: list[tuple[LinkId, list[bytes]]] = []
-        for peer in self.peers.values():
+        for peer in self._touched.values():
             tunnel = peer.tunnel
             if not peer.outbox and not tunnel.has_outgoing():
                 continue
@@ -363,6 +394,20 @@ class Node:
 
     # --- inside ----------------------------------------------------------------------------------
 
+    def _touch(self, peer: Peer) -> None:
+        """Something happens to this peer: the next takes look at it, and its deadline is anew."""
+        self._touched[peer.id] = peer
+
+    def _due(self, peer: Peer) -> float | None:
+        """When this peer wants to be looked at without being touched."""
+        contact = peer.contact
+        contact.has_streams = bool(peer.tunnel.streams)
+        due = contact.next_deadline()
+        other = peer.tunnel.next_deadline() if contact.links else None
+        if due is None or (other is not None and other < due):
+            return other
+        return due
+
     def _peer(self, node: NodeId) -> Peer:
         peer = self.peers.get(node)
         if peer is None:
@@ -392,6 +437,7 @@ class Node:
         self, link: LinkId, entry: LinkEntry, peer: Peer, dialled: bool, endpoint: str, now: float
     ) -> None:
         """From now on this link is one of `peer`'s."""
+        self._touch(peer)
         was_linked = bool(peer.contact.links)
         self._unproven.pop(link, None)
         entry.peer = peer

@@ -118,7 +118,7 @@ class Driver:
     def write(self, stream: Stream, chunk: Buffer) -> bool:
         """Queues a copy; False: wait for `stream_room`."""
         self.kick()
-        return self.node.peers[stream.peer].tunnel.write(stream, chunk)
+        return self.node.tunnel(stream).write(stream, chunk)
 
     def finish(self, stream: Stream) -> None:
         """No more will be written."""
@@ -132,7 +132,7 @@ class Driver:
 
     def consumed(self, stream: Stream, size: int) -> None:
         """Delivered bytes have gone on."""
-        self.node.peers[stream.peer].tunnel.consumed(stream, size, monotonic())
+        self.node.tunnel(stream).consumed(stream, size, monotonic())
         self.kick()
 
     # --- LinkOwner -------------------------------------------------------------------------------

@@ -275,6 +275,10 @@ class Tunnel:
             or ((self._fresh or self._bulk) and self.cache_size < limits.CACHE_MAX)
         )
 
+    def has_events(self) -> bool:
+        """Would `take_events` return something?"""
+        return bool(self._events)
+
     def take_events(self) -> list[Event]:
         """What happened, in order."""
         events = self._events
