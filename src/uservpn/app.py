@@ -28,6 +28,7 @@ from uservpn.exits.policy import Policy
 from uservpn.kit.endpoint import Address, Endpoint
 from uservpn.links.base import LinkPlugin
 from uservpn.links.tcp import PLUGIN as TCP
+from uservpn.mesh.records import EndpointKind, Known, Record, Role
 from uservpn.node.node import Node, NodeOptions
 from uservpn.runtime.allocator import give_back, keep_message_blocks
 from uservpn.runtime.boot import next_boot
@@ -36,6 +37,7 @@ from uservpn.runtime.cpu import lacks_aes
 from uservpn.runtime.driver import Driver
 from uservpn.runtime.entry import Entry
 from uservpn.runtime.exit import Exit
+from uservpn.runtime.nodes_file import load_nodes, save_nodes
 from uservpn.runtime.resolver import Resolver
 from uservpn.types import NodeId
 from uservpn.wire.header import HeaderCodec
@@ -45,6 +47,7 @@ log: Final = logging.getLogger("uservpn")
 DRAIN_S: Final = 3.0
 """How long SIGTERM lets running connections finish."""
 STATUS_CONNECTIONS_MAX: Final = 1000
+SAVE_EVERY_S: Final = 30.0
 RESOLVER_THREADS: Final = "16"
 """Names an exit resolves at once: with libuv's own 4, a few dead ones would hold up all others."""
 
@@ -83,6 +86,26 @@ def _entry_address(config: Config) -> Address | None:
     return config.entry.listen if config.entry else None
 
 
+def _described(config: Config) -> dict[str, Any]:
+    """The fields of this node's record that the configuration tells."""
+    roles = Role.NONE
+    for role, is_played in (
+        (Role.SERVER, bool(config.node.public)),
+        (Role.EXIT, config.exit.enabled),
+        (Role.ENTRY, config.entry is not None),
+    ):
+        roles |= role if is_played else Role.NONE
+    return {
+        "roles": roles,
+        "name": config.node.name,
+        "country": config.node.country or "",
+        "software": __version__,
+        "endpoints": tuple(
+            Known(EndpointKind.FIXED, str(endpoint)) for endpoint in config.node.public
+        ),
+    }
+
+
 class Service:
     """One node and its entry, exit and control socket, on the running event loop."""
 
@@ -92,7 +115,12 @@ class Service:
         ring = KeyRing(config.network.keys)
         servers = _servers(config.servers)
         options = NodeOptions(
-            config.node.id, boot, servers, grace_s=config.tunnel.grace, chacha=lacks_aes()
+            config.node.id,
+            boot,
+            servers,
+            record=Record(config.node.id, boot, **_described(config)),
+            grace_s=config.tunnel.grace,
+            chacha=lacks_aes(),
         )
         self.started_at = monotonic()
         self.node = Node(
@@ -106,7 +134,9 @@ class Service:
         self.driver = Driver(self.node, load_plugins(_protocols(config)), loop, self._offer)
         self._resolver = self._new_resolver(config)
         self.exit = Exit(self.driver, _policy(config), self._resolver)
-        self.chooser = Chooser(config.chooser.default, tuple(servers), self._is_linked)
+        self.chooser = Chooser(
+            config.chooser.default, tuple(servers), self._is_linked, self._is_exit
+        )
         self.entry: Entry | None = None
         self._leaving: list[Entry] = []  # no longer listening, with programs still connected
 
@@ -158,6 +188,8 @@ class Service:
                 await resolver.close()
             raise
         self.config = config
+        self.node.describe(monotonic(), **_described(config))
+        self.driver.kick()
         if "servers" in changed:
             self.node.set_servers(_servers(config.servers), monotonic())
             self.driver.kick()
@@ -198,26 +230,8 @@ class Service:
         """The status document (docs/status.md); `version` 1."""
         config, node = self.config, self.node
         now = monotonic()
-        nodes, links, tunnels, connections = [], [], [], []
+        links, tunnels, connections = [], [], []
         for peer in node.peers.values():
-            contact = peer.contact
-            state = contact.links[0] if contact.links else None
-            rtt_ms = _ms(state.rtt_s) if state else None
-            heard = contact.heard_at is not None and bool(contact.links)
-            nodes.append(
-                {
-                    "id": peer.id,
-                    "name": None,
-                    "country": None,
-                    "roles": ["server"] if contact.endpoints else [],
-                    "state": "up" if heard else "connecting" if contact.endpoints else "down",
-                    "rtt_ms": rtt_ms,
-                    "route": [peer.id] if contact.links else [],
-                    "endpoints": list(contact.endpoints),
-                    "software": None,
-                    "problem": "" if heard else contact.last_failure,
-                }
-            )
             tunnel = peer.tunnel
             tunnels.append(
                 {
@@ -228,16 +242,17 @@ class Service:
                     "relayed_bytes": 0,
                     "direct_bytes": sum(
                         self.driver.links[s.link].bytes_in + self.driver.links[s.link].bytes_out
-                        for s in contact.links
+                        for s in peer.contact.links
                         if s.link in self.driver.links
                     ),
                 }
             )
             connections += [
                 {
-                    "peer": peer.id,
-                    "stream": stream.id,
+                    "id": f"{peer.id}/{stream.id}",
                     "target": str(getattr(stream.owner, "target", "")),
+                    "exit": peer.id if stream.is_mine else node.options.node,
+                    "client": node.options.node if stream.is_mine else peer.id,
                     "bytes_out": stream.sent_size,
                     "bytes_in": stream.recv_offset,
                 }
@@ -268,12 +283,55 @@ class Service:
                 "software": __version__,
             },
             "entry": str(config.entry.listen) if config.entry else None,
-            "nodes": nodes,
+            "nodes": self._nodes(now),
             "links": links,
             "tunnels": tunnels,
             "connections": connections,
             "sites": [],
         }
+
+    def _nodes(self, now: float) -> list[dict[str, Any]]:
+        """Every node but this one: what is on the list, and how it is reached."""
+        node = self.node
+        known: dict[int, Record] = {record.node: record for record in node.directory}
+        rows = []
+        for number in sorted(known.keys() | node.peers.keys()):
+            if number == node.options.node:
+                continue
+            record, peer = known.get(number), node.peers.get(number)
+            contact = peer.contact if peer else None
+            links = contact.links if contact else []
+            endpoints = contact.endpoints if contact else ()
+            is_up = contact is not None and contact.heard_at is not None and bool(links)
+            if is_up:
+                state = "up"
+            elif node.directory.is_stale(number, now):
+                state = "stale"
+            elif contact is not None and contact.is_kept and endpoints:
+                state = "connecting"
+            else:
+                state = "known" if endpoints else "down"
+            heard_at = node.directory.heard_at(number)
+            rows.append(
+                {
+                    "id": number,
+                    "name": record.name or None if record else None,
+                    "country": record.country or None if record else None,
+                    "roles": [r.name.lower() for r in Role if record.roles & r and r.name]
+                    if record
+                    else ["server"] * bool(endpoints),
+                    "state": state,
+                    "rtt_ms": _ms(links[0].rtt_s) if links else None,
+                    "route": [number] if links else [],
+                    "endpoints": [known.endpoint for known in record.endpoints]
+                    if record and record.endpoints
+                    else list(endpoints),
+                    "software": record.software or None if record else None,
+                    "heard_s": None if heard_at is None else round(now - heard_at, 1),
+                    "problem": "" if is_up or contact is None else contact.last_failure,
+                }
+            )
+        return rows
 
     async def _new_entry(self, config: Config) -> Entry | None:
         """The configured entry, listening; None: there is none. Raises OSError."""
@@ -297,6 +355,13 @@ class Service:
             self.exit.offer(stream, host, port)
         else:
             self.driver.refuse(stream, Fault.NOT_ALLOWED)
+
+    def _is_exit(self, node: NodeId) -> bool:
+        """Is it on the list, as an exit that can be dialled or is linked?"""
+        record, peer = self.node.directory.get(node), self.node.peers.get(node)
+        if record is None or peer is None or not record.roles & Role.EXIT:
+            return False
+        return bool(peer.contact.endpoints or peer.contact.links)
 
     def _is_linked(self, node: NodeId) -> bool:
         peer = self.node.peers.get(node)
@@ -348,6 +413,8 @@ async def _serve(config: Config, config_path: Path, servers: tuple[str, ...]) ->
     except (OSError, ControlError) as error:
         log.error("cannot start: %s", error)
         return 1
+    load_nodes(state_dir, service.node.directory, monotonic())
+    keeper = loop.create_task(_keep_nodes(service, state_dir))
     try:
         try:
             await service.start()
@@ -363,8 +430,19 @@ async def _serve(config: Config, config_path: Path, servers: tuple[str, ...]) ->
         await _until_stopped(service, config_path, servers, signals)
         return 0
     finally:
+        keeper.cancel()
         await service.close()
+        save_nodes(state_dir, service.node.directory, monotonic())
         await control.close()
+
+
+async def _keep_nodes(service: Service, state_dir: Path) -> None:
+    """Saves the node list a while after it changed; asleep while it does not."""
+    while True:
+        await service.driver.nodes_changed.wait()
+        service.driver.nodes_changed.clear()
+        save_nodes(state_dir, service.node.directory, monotonic())
+        await asyncio.sleep(SAVE_EVERY_S)
 
 
 async def _until_stopped(

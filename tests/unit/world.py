@@ -21,17 +21,19 @@ ROOM = 1 << 19
 class Member:
     """A node of the world and what its owner saw."""
 
-    def __init__(self, world, node, servers, boot, keys, skew_s=0.0):
+    def __init__(self, world, node, servers, boot, keys, skew_s=0.0, record=None, nodes=b""):
         self.world = world
         self.id = node
         self.skew_s = skew_s
         ring = KeyRing(keys)
-        options = NodeOptions(node, boot, servers)
+        options = NodeOptions(node, boot, servers, record)
         rng = random.Random(f"{world.seed}/{node}/{boot}")
         self.codec = HeaderCodec(ring)
         self.node = Node(
             options, ring, self.codec, rng.randbytes, now=world.now, wall_s=1e9 + skew_s
         )
+        if nodes:
+            self.node.directory.load(nodes, world.now)
         self.is_up = True
         self.received: dict[int, bytearray] = {}
         self.finished: set[int] = set()
@@ -118,8 +120,11 @@ class World:
     def room(self, link: int) -> int:
         return ROOM
 
-    def add(self, node: int, servers=None, boot: int = 1000, keys=(KEY,), skew_s=0.0) -> Member:
-        member = self.members[node] = Member(self, node, servers or {}, boot, keys, skew_s)
+    def add(
+        self, node: int, servers=None, boot=1000, keys=(KEY,), skew_s=0.0, record=None, nodes=b""
+    ) -> Member:
+        member = Member(self, node, servers or {}, boot, keys, skew_s, record, nodes)
+        self.members[node] = member
         member.node.start(self.now)
         self.settle(member)
         return member

@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Final, Literal
 
-from uservpn.types import NodeId
+from uservpn.types import NODE_ID_MAX, NODE_ID_MIN, NodeId
 
 KNOWN_MAX: Final = 8192
 """Targets remembered as having connected; the one unused for longest is forgotten."""
@@ -25,10 +25,13 @@ class Chooser:
         default: Literal["auto"] | int | str,
         servers: Sequence[NodeId],
         is_reachable: Callable[[NodeId], bool],
+        is_exit: Callable[[NodeId], bool] = lambda node: False,
     ) -> None:
+        """`is_exit` answers for nodes beyond `servers`, which are taken for exits unasked."""
         self._default = default
         self._servers = tuple(servers)
         self._is_reachable = is_reachable
+        self._is_exit = is_exit
         self._known: OrderedDict[tuple[int, str, int], None] = OrderedDict()
 
     def reconfigure(self, default: Literal["auto"] | int | str, servers: Sequence[NodeId]) -> None:
@@ -41,13 +44,20 @@ class Chooser:
         if user and "=" in user:
             named = _named_exit(user)
             if named is not None:
-                return named if named in self._servers else None
+                return named if self._may_leave_at(named) else None
         if isinstance(self._default, int):
-            return NodeId(self._default) if self._default in self._servers else None
+            chosen = NodeId(self._default)
+            return chosen if self._may_leave_at(chosen) else None
         for server in self._servers:
             if self._is_reachable(server):
                 return server
+        for server in map(NodeId, range(NODE_ID_MIN, NODE_ID_MAX + 1)):
+            if self._is_reachable(server) and self._is_exit(server):
+                return server  # none of the owner's is up: another one of the mesh
         return self._servers[0] if self._servers else None
+
+    def _may_leave_at(self, exit: NodeId) -> bool:
+        return exit in self._servers or self._is_exit(exit)
 
     def knows(self, exit: NodeId, host: str, port: int) -> bool:
         """Has this target connected through this exit before (and not failed since)?"""

@@ -3,7 +3,7 @@
     init     write a first configuration        status   what a running node is doing
     check    read the configuration, say what   demo     a client and two exits on loopback
              is wrong or what it means          key      fingerprints; `key new` makes a key
-    run      run the node
+    run      run the node                       nodes    the nodes of the mesh
 
 Each command imports what it needs when it runs: `run` loads no command but its own, and nothing
 here loads the node. Exit status: 0 done, 1 failed, 2 wrong usage or configuration.
@@ -12,7 +12,7 @@ here loads the node. Exit status: 0 done, 1 failed, 2 wrong usage or configurati
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -109,12 +109,7 @@ def check(servers: tuple[str, ...]) -> None:
 @click.option("--json", "as_json", is_flag=True, help="The versioned document, as it is.")
 def status(as_json: bool) -> None:
     """Ask the running node what it is doing."""
-    from uservpn.control import places
-    from uservpn.control.client import ask
-    from uservpn.control.config import state_dir_of
-
-    socket_path = places.control_socket(state_dir_of(_load()))
-    document = ask(socket_path, {"command": "status"}, STATUS_TIMEOUT_S)
+    document = _status()
     if as_json:
         import json
 
@@ -123,6 +118,15 @@ def status(as_json: bool) -> None:
     from uservpn.control.status import render
 
     click.echo(render(document), nl=False)
+
+
+@cli.command()
+@config_option
+def nodes() -> None:
+    """List the nodes of the mesh, as the running node knows them."""
+    from uservpn.control.status import render_nodes
+
+    click.echo(render_nodes(_status()), nl=False)
 
 
 @cli.command()
@@ -164,6 +168,16 @@ def key_new() -> None:
 def main() -> None:
     """The entry point of the program."""
     cli(prog_name="uservpn")
+
+
+def _status() -> dict[str, Any]:
+    """The running node's status document."""
+    from uservpn.control import places
+    from uservpn.control.client import ask
+    from uservpn.control.config import state_dir_of
+
+    socket_path = places.control_socket(state_dir_of(_load()))
+    return ask(socket_path, {"command": "status"}, STATUS_TIMEOUT_S)
 
 
 def _load(servers: tuple[str, ...] = ()) -> Config:

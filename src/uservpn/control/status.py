@@ -28,6 +28,12 @@ def render(document: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def render_nodes(document: Mapping[str, Any]) -> str:
+    """Only the table of nodes."""
+    rows = [row for row in document.get("nodes", ()) if isinstance(row, Mapping)]
+    return _table("nodes", _SECTIONS["nodes"], rows) + "\n"
+
+
 def format_bytes(count: float) -> str:
     """A size with a binary prefix, four characters of precision at most."""
     for unit in ("B", "KiB", "MiB", "GiB"):
@@ -136,6 +142,7 @@ _SECTIONS: Final[Mapping[str, Sequence[Column]]] = {
         _field("route"),
         _field("endpoints"),
         _field("software"),
+        ("heard", _length("heard_s")[1]),
     ),
     "links": (
         _field("peer"),
@@ -157,10 +164,9 @@ _SECTIONS: Final[Mapping[str, Sequence[Column]]] = {
     ),
     "connections": (
         _field("id"),
-        _field("host"),
-        _field("port"),
+        _field("target"),
+        _field("client"),
         _field("exit"),
-        _field("state"),
         ("in", _size("bytes_in")[1]),
         ("out", _size("bytes_out")[1]),
     ),

@@ -26,6 +26,8 @@ ANSWER_S: Final = 4.0
 DIAL_LIMIT_S: Final = 8.0
 """How long a dial may take; one without any result counts as failed a little later."""
 _DIAL_LATE_S: Final = 2.0
+IDLE_S: Final = 600.0
+"""A link that was opened on demand and carried no stream for so long is closed."""
 SHORT_LIFE_S: Final = 1.0
 """A link that ended this soon counts as a failed dial: else it would be dialled in a hot loop."""
 LEAVE_S: Final = 1.0
@@ -94,6 +96,8 @@ class Contact:
         jitter: Callable[[float], float],
     ) -> None:
         self.endpoints = endpoints
+        self.is_kept = True
+        """Linked also while nobody needs it; else dialled on demand, closed when idle."""
         self.links: list[LinkState] = []
         self.has_streams = False
         self.heard_at: float | None = None
@@ -107,6 +111,7 @@ class Contact:
         self._dial_at: float | None = None
         self._lost_at: float | None = None
         self._leave_at: float | None = None
+        self._used_at = 0.0
         self._plans: list[Plan] = []
 
     # --- outside events --------------------------------------------------------------------------
@@ -122,7 +127,7 @@ class Contact:
         self._dialling.pop(endpoint, None)
         state = LinkState(link, protocol, dialled, endpoint, now, now, now)
         state.early_s = self._jitter(self._keepalive_s / 10)
-        self.used(state)
+        self.used(state, now)
         if dialled:
             state.owed_since = now  # it has to answer once: a wrong key would never
         self.links.append(state)  # `heard` brings it to the front: an unproved one waits behind
@@ -142,7 +147,7 @@ class Contact:
             if self._lost_at is None:
                 self._lost_at = now
             self._refused.clear()
-            if self.endpoints:
+            if self.endpoints and (self.is_kept or self.has_streams):
                 self._dial_at = now if self._failures == 0 else now + self._backoff()
 
     def heard(self, state: LinkState, now: float) -> None:
@@ -167,8 +172,9 @@ class Contact:
         if expects_answer and state.owed_since is None:
             state.owed_since = now
 
-    def used(self, state: LinkState) -> None:
+    def used(self, state: LinkState, now: float) -> None:
         """Streams moved on this link: silence from now on is probed early, then ever less often."""
+        self._used_at = now
         state.check_s = max(ANSWER_S, self._grace_s / 2)
 
     def dial_failed(self, endpoint: str, refused: bool, detail: str, now: float) -> None:
@@ -182,7 +188,8 @@ class Contact:
         if self.has_streams and self._refused.issuperset(self.endpoints):
             self._plans.append(Dead("refused"))
         self._failures += 1
-        self._dial_at = now + self._backoff()
+        if self.is_kept or self.has_streams:
+            self._dial_at = now + self._backoff()
 
     def measured(self, state: LinkState, rtt_s: float) -> None:
         """One round trip over this link."""
@@ -224,6 +231,9 @@ class Contact:
             self._leave_at = None
             if not self.endpoints:
                 self._plans += [GiveUp(state.link) for state in self.links if state.dialled]
+        if self._is_idle() and now >= self._used_at + IDLE_S:
+            self._used_at = now
+            self._plans += [GiveUp(state.link) for state in self.links if state.dialled]
         for endpoint, until in list(self._dialling.items()):
             if now >= until:
                 self.dial_failed(endpoint, False, "no answer in time", now)
@@ -271,6 +281,8 @@ class Contact:
             times.append(state.heard_at + 2.5 * self._keepalive_s)
         if self._leave_at is not None:
             times.append(self._leave_at)
+        if self._is_idle():
+            times.append(self._used_at + IDLE_S)
         if self.has_streams and self._lost_at is not None:
             times.append(self._lost_at + self._grace_s)
         return min(times, default=None)
@@ -285,6 +297,9 @@ class Contact:
         if plans:
             self._plans = []
         return plans
+
+    def _is_idle(self) -> bool:
+        return not self.is_kept and not self.has_streams and bool(self.links)
 
     def _check_at(self, state: LinkState) -> float:
         return max(state.heard_at, state.sent_at) + state.check_s

@@ -17,7 +17,11 @@ from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
 from uservpn.errors import Fault, PeerFault, StreamFault
+from uservpn.mesh import topology
 from uservpn.mesh.contact import Contact, Dead, Dial, GiveUp, LinkState, Probe
+from uservpn.mesh.directory import Directory
+from uservpn.mesh.gossip import DIGEST, Gossip
+from uservpn.mesh.records import Record, Role
 from uservpn.tunnel.events import Event
 from uservpn.tunnel.stream import Stream, StreamOwner
 from uservpn.tunnel.tunnel import Tunnel
@@ -52,6 +56,8 @@ class NodeOptions:
     node: NodeId
     boot: int
     servers: Mapping[NodeId, tuple[str, ...]]
+    record: Record | None = None
+    """What this node says of itself; None: only that it is there."""
     keepalive_s: float = 600.0
     grace_s: float = 60.0
     chacha: bool = False
@@ -106,6 +112,8 @@ class Peer:
         self.probes: dict[bytes, tuple[LinkId, float]] = {}
         self.outbox: deque[tuple[LinkId, int, bytes, int]] = deque()
         self.is_greeted = False
+        self.is_neighbour = False
+        """It is linked, and gossip knows."""
         self.skew_told = False
         self.fault = ""
 
@@ -156,6 +164,9 @@ class Node:
         """Peers something happened to: the only ones that takes and deadlines look at."""
         self._dues: dict[int, float] = {}
         self._soonest: float | None = None
+        own = options.record or Record(options.node, options.boot)
+        self.directory = Directory(own, now)
+        self.gossip = Gossip(self.directory, self._jitter, now)
         for peer in options.servers:
             self._peer(peer)
 
@@ -188,10 +199,19 @@ class Node:
         return peer.tunnel
 
     def start(self, now: float) -> None:
-        """Dials the configured servers."""
+        """Dials the configured servers, and whom the node list says to keep in touch with."""
+        for record in self.directory:
+            self._learn(record, now)
+        self._arrange(now)
         for peer in self.peers.values():
-            self._touch(peer)
-            peer.contact.want(now)
+            if peer.contact.is_kept:
+                self._touch(peer)
+                peer.contact.want(now)
+
+    def describe(self, now: float, **changes: object) -> None:
+        """Changes fields of this node's own record (mesh/records.py); the mesh is told."""
+        if self.directory.update_own(**changes):
+            self.gossip.own_changed(now)
 
     def set_servers(self, servers: Mapping[NodeId, tuple[str, ...]], now: float) -> None:
         """Replaces the configured servers; links and streams of those that stay are untouched."""
@@ -199,6 +219,10 @@ class Node:
         for peer in self.peers.values():
             self._touch(peer)
             endpoints = servers.get(peer.id, ())
+            record = self.directory.get(peer.id)
+            if not endpoints and record is not None and record.fixed_endpoints():
+                self._learn(record, now)  # no longer configured, still a member
+                continue
             if peer.contact.endpoints and not endpoints:
                 self._end_streams(peer, f"node {peer.id} is no longer configured")
                 peer.contact.leave(now)
@@ -207,6 +231,7 @@ class Node:
             peer = self._peer(node)
             self._touch(peer)
             peer.contact.want(now)
+        self._arrange(now)
 
     def wake(self, now: float) -> None:
         """The machine slept, or its network changed."""
@@ -242,6 +267,10 @@ class Node:
             peer = entry.peer
             self._touch(peer)
             peer.contact.link_down(link, now)
+            if peer.is_neighbour and not peer.contact.links:
+                peer.is_neighbour = False
+                self.gossip.link_down(peer.id)
+                self._arrange(now)
             if peer.contact.links:
                 peer.tunnel.link_lost()
             else:
@@ -256,6 +285,7 @@ class Node:
         self._touch(known)
         known.contact.has_streams = bool(known.tunnel.streams)
         known.contact.dial_failed(endpoint, refused, detail, now)
+        self._arrange(now)
 
     def link_progress(self, link: LinkId, now: float) -> None:
         """Bytes of a large message moved on this link."""
@@ -309,6 +339,10 @@ class Node:
                 break
             del self._unproven[link]
             self._events.append(CloseWanted(link))
+        self.gossip.on_deadline(now)
+        self._pass_on()
+        for gone in self.directory.on_deadline(now):
+            self._forget(gone)
         for node, due in self._dues.items():
             if due <= now:
                 self._touch(self.peers[node])
@@ -316,6 +350,7 @@ class Node:
             peer.contact.has_streams = bool(peer.tunnel.streams)
             peer.contact.on_deadline(now)
             if peer.contact.links:
+                self.directory.heard(peer.id, peer.contact.heard_at or 0.0)
                 peer.tunnel.on_deadline(now)
             self._follow(peer, now)
 
@@ -333,10 +368,10 @@ class Node:
                     busy[node] = peer
             self._touched = busy
             self._soonest = min(self._dues.values(), default=None)
-        if not self._unproven:
-            return self._soonest
-        first = next(iter(self._unproven.values()))
-        return first if self._soonest is None else min(first, self._soonest)
+        times = [self._soonest, self.gossip.next_deadline()]
+        if self._unproven:
+            times.append(next(iter(self._unproven.values())))
+        return min((time for time in times if time is not None), default=None)
 
     # --- takes -----------------------------------------------------------------------------------
 
@@ -388,7 +423,7 @@ class Node:
                 for kind, data in messages:
                     batch += seal(kind, data, stamp, wall_ms)
                 out.append((state.link, batch))
-                peer.contact.used(state)
+                peer.contact.used(state, now)
                 peer.contact.sent(state, tunnel.cache_size > 0, now)
         return out
 
@@ -421,8 +456,52 @@ class Node:
                 grace_s=options.grace_s,
                 jitter=self._jitter,
             )
+            contact.is_kept = node in self._servers
             peer = self.peers[node] = Peer(session, contact, self._new_tunnel(node))
         return peer
+
+    def _learn(self, record: Record, now: float) -> None:
+        """A record came, or changed: where its node can be dialled, and whether to keep in touch."""
+        node = record.node
+        if node == self.options.node or node in self._servers:
+            return
+        peer = self._peer(node)
+        peer.contact.endpoints = record.fixed_endpoints()
+        self._arrange(now)
+
+    def _arrange(self, now: float) -> None:
+        """Decides anew whom to keep a link to, and dials who is missing."""
+        me = self.options.node
+        servers = [record.node for record in self.directory if record.fixed_endpoints()]
+        if self.directory.own.roles & Role.SERVER:
+            kept = topology.kept_by_server(me, servers) | set(self._servers)
+        else:
+            linked = {NodeId(n) for n, peer in self.peers.items() if peer.contact.links}
+            kept = topology.kept_by_other(me, set(self._servers), servers, linked)
+        for peer in self.peers.values():
+            was_kept = peer.contact.is_kept
+            peer.contact.is_kept = peer.id in kept
+            if peer.contact.is_kept != was_kept:
+                self._touch(peer)
+                if not was_kept:
+                    peer.contact.want(now)
+
+    def _forget(self, node: NodeId) -> None:
+        """A node was dropped from the list: it is dialled no more."""
+        peer = self.peers.get(node)
+        if peer is not None and node not in self._servers:
+            peer.contact.endpoints = ()
+            peer.contact.is_kept = False
+
+    def _pass_on(self) -> None:
+        """Gossip messages go to their neighbours' first links."""
+        for node, payload in self.gossip.take_messages():
+            peer = self.peers.get(node)
+            if peer is not None and peer.contact.links:
+                self._touch(peer)
+                pad = self._random_below(64) if payload[0] == DIGEST else 0
+                link = peer.contact.links[0].link
+                peer.outbox.append((link, Kind.GOSSIP, payload + bytes(pad), 0))
 
     def _new_tunnel(self, node: NodeId) -> Tunnel:
         return Tunnel(self.options.node, node, self._random_below)
@@ -540,6 +619,11 @@ class Node:
             self._bind(link, entry, peer, False, entry.remote, now)
         assert entry.state is not None
         peer.contact.heard(entry.state, now)
+        if not peer.is_neighbour:
+            peer.is_neighbour = True
+            self.gossip.link_up(peer.id)
+            self._pass_on()
+            self._arrange(now)
         if kind in (Kind.DATA, Kind.SINK):
             try:
                 peer.tunnel.receive(kind, payload, now)
@@ -547,6 +631,10 @@ class Node:
                 self.counters.peer_faults += 1
                 self._end_streams(peer, f"node {peer.id} broke the protocol: {fault}")
                 self._events.append(CloseWanted(link))
+        elif kind == Kind.KEEPALIVE:
+            self.directory.heard(peer.id, now)
+        elif kind == Kind.GOSSIP:
+            self._hear_gossip(peer, link, payload, now)
         elif kind == Kind.PROBE:
             peer.outbox.append((link, Kind.ANSWER, payload[:8] + bytes(self._random_below(64)), 0))
         elif kind == Kind.ANSWER:
@@ -562,6 +650,20 @@ class Node:
         elif kind == Kind.GOODBYE:
             self._end_streams(peer, f"node {peer.id} stops")
             self._events.append(CloseWanted(link))
+
+    def _hear_gossip(self, peer: Peer, link: LinkId, payload: bytes, now: float) -> None:
+        try:
+            self.gossip.receive(peer.id, payload, now)
+        except PeerFault as fault:
+            self.counters.peer_faults += 1
+            text = f"node {peer.id} sent gossip that makes no sense: {fault}"
+            self._events.append(PeerNews(peer.id, text, "warning"))
+            self._events.append(CloseWanted(link))
+        self._pass_on()
+        for node in self.gossip.take_news():
+            record = self.directory.get(node)
+            if record is not None:
+                self._learn(record, now)
 
     def _release_held(self, peer: Peer, payload: bytes, now: float) -> None:
         if not peer.challenge or payload[:CHALLENGE_SIZE] != peer.challenge:

@@ -46,10 +46,13 @@ class Driver:
         self.loop = loop
         self.offer = offer
         self.links: dict[LinkId, Link] = {}
+        self.nodes_changed = asyncio.Event()
+        """Set when the node list has news; cleared by whoever takes them."""
         self.listening: dict[str, asyncio.AbstractServer] = {}
         self.plugins = dict(plugins)
         """By protocol; more may come with a reload."""
         self._last_link = 0
+        self._generation = node.directory.generation
         self._flush_handle: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
@@ -205,6 +208,9 @@ class Driver:
                     self._failed(event)
         else:
             self.kick()
+        if node.directory.generation != self._generation:
+            self._generation = node.directory.generation
+            self.nodes_changed.set()
         self._arm(node.next_deadline(), now)
 
     def _arm(self, deadline: float | None, now: float) -> None:

@@ -49,6 +49,8 @@ class Kind(enum.IntEnum):
     ECHO = 8
     GOODBYE = 9
     """The origin stops now."""
+    GOSSIP = 10
+    """Records of nodes, or what helps to compare two lists of them (mesh/gossip.py)."""
 
 
 # --- implementation -------------------------------------------------------------------------------

@@ -1,0 +1,141 @@
+"""A node's record: who it is and where it can be reached. Only its owner writes it.
+
+Layout (docs/wire.md, section Records): node 1, boot 8, version 4, roles 2; name, country, software,
+each with its length in a byte; a count of endpoints, each kind 1, length 1, text; then whatever a
+later version adds, which is kept and passed on as it is.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from uservpn.errors import PeerFault
+from uservpn.kit.endpoint import Endpoint
+from uservpn.types import NODE_ID_MAX, NODE_ID_MIN, NodeId
+
+RECORD_SIZE_MAX: Final = 1000
+"""Bytes of one record: it fits into a datagram."""
+ENDPOINTS_MAX: Final = 12
+NAME_SIZE_MAX: Final = 64
+COUNTRY_SIZE_MAX: Final = 2
+SOFTWARE_SIZE_MAX: Final = 32
+_HEAD: Final = struct.Struct(">BQIH")
+
+
+class Role(enum.IntFlag):
+    """What a node is ready to do."""
+
+    NONE = 0
+    SERVER = 1
+    """It has a fixed endpoint."""
+    EXIT = 2
+    ENTRY = 4
+    RELAY = 8
+
+
+class EndpointKind(enum.IntEnum):
+    """How an endpoint is known."""
+
+    FIXED = 1
+    LOCAL = 2
+    OBSERVED = 3
+
+
+class Known(NamedTuple):
+    """An endpoint and how it is known."""
+
+    kind: EndpointKind
+    endpoint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What a node says of itself."""
+
+    node: NodeId
+    boot: int
+    version: int = 0
+    """Counts the owner's changes since its start."""
+    roles: Role = Role.NONE
+    name: str = ""
+    country: str = ""
+    software: str = ""
+    endpoints: tuple[Known, ...] = ()
+    extra: bytes = b""
+    """What this version does not know."""
+
+    @property
+    def stamp(self) -> tuple[int, int]:
+        """(boot, version): the higher one is the newer record."""
+        return self.boot, self.version
+
+    def fixed_endpoints(self) -> tuple[str, ...]:
+        """Where anybody can dial it."""
+        return tuple(known.endpoint for known in self.endpoints if known.kind == EndpointKind.FIXED)
+
+    def encode(self) -> bytes:
+        """The record as bytes, at most RECORD_SIZE_MAX of them; over-long texts are cut."""
+        parts = [_HEAD.pack(self.node, self.boot, self.version, self.roles)]
+        for text, size_max in (
+            (self.name, NAME_SIZE_MAX),
+            (self.country, COUNTRY_SIZE_MAX),
+            (self.software, SOFTWARE_SIZE_MAX),
+        ):
+            data = text.encode()[:size_max].decode(errors="ignore").encode()
+            parts += (bytes((len(data),)), data)
+        endpoints = self.endpoints[:ENDPOINTS_MAX]
+        parts.append(bytes((len(endpoints),)))
+        for kind, endpoint in endpoints:
+            data = endpoint.encode()
+            parts += (bytes((kind, len(data))), data)
+        parts.append(self.extra)
+        return b"".join(parts)
+
+
+def decode(data: bytes) -> Record:
+    """The record in these bytes.
+
+    Raises:
+        PeerFault: they are no record.
+    """
+    if len(data) > RECORD_SIZE_MAX:
+        raise PeerFault("a record is too long")
+    try:
+        node, boot, version, roles = _HEAD.unpack_from(data)
+        at = _HEAD.size
+        name, at = _text(data, at, NAME_SIZE_MAX)
+        country, at = _text(data, at, COUNTRY_SIZE_MAX)
+        software, at = _text(data, at, SOFTWARE_SIZE_MAX)
+        count = data[at]
+        at += 1
+        endpoints = []
+        for _ in range(count):
+            kind = data[at]
+            text, at = _text(data, at + 1, 255)
+            if kind in set(EndpointKind):  # a later version's kind is none of ours
+                endpoints.append(Known(EndpointKind(kind), str(Endpoint.parse(text))))
+    except (struct.error, IndexError, UnicodeDecodeError, ValueError) as error:
+        raise PeerFault(f"a record is malformed: {error}") from None
+    if not NODE_ID_MIN <= node <= NODE_ID_MAX or count > ENDPOINTS_MAX:
+        raise PeerFault("a record has an impossible number")
+    return Record(
+        NodeId(node),
+        boot,
+        version,
+        Role(roles),
+        name,
+        country,
+        software,
+        tuple(endpoints),
+        data[at:],
+    )
+
+
+def _text(data: bytes, at: int, size_max: int) -> tuple[str, int]:
+    end = at + 1 + data[at]
+    if end > len(data) or data[at] > size_max:
+        raise PeerFault("a text of a record is cut off or too long")
+    return data[at + 1 : end].decode(), end

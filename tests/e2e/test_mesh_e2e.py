@@ -1,0 +1,77 @@
+"""Several servers and clients as processes: one configured server is enough (R02, R08, R10, R13)."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+
+from mesh import BLOCK, USERVPN, NodeProcess, Site, client_text, free_port, server_text, wait_until
+
+
+@pytest.fixture(scope="module")
+def site():
+    with Site() as server:
+        yield server
+        server.shutdown()
+
+
+def _server(folder, number: int, ports: dict[int, int]) -> NodeProcess:
+    text = server_text(folder / str(number), ports[number])
+    url = f'"tcp://127.0.0.1:{ports[number]}"'
+    text = text.replace("[exit]", f"public = [{url}]\n[exit]").replace('"fra"', f'"s{number}"')
+    text = text.replace("[node]\n", '[node]\ncountry = "DE"\n')
+    if number != 1:
+        text += f'[[servers]]\nid = 1\nendpoints = ["tcp://127.0.0.1:{ports[1]}"]\n'
+    return NodeProcess(folder / str(number), text)
+
+
+def _states(node: NodeProcess) -> dict[int, str]:
+    return {row["id"]: row["state"] for row in node.status()["nodes"]}
+
+
+def test_a_client_of_one_server_finds_the_others_and_outlives_it(site, tmp_path):
+    ports = {number: free_port() for number in (1, 2, 3)}
+    nodes = {number: _server(tmp_path, number, ports) for number in ports}
+    entry = free_port()
+    text = client_text(tmp_path / "7", entry, {1: ports[1]})
+    nodes[7] = NodeProcess(tmp_path / "7", text)
+    try:
+        client = nodes[7]
+        for node in nodes.values():
+            wait_until(lambda n=node: set(_states(n)) == {1, 2, 3, 7} - {n.status()["node"]["id"]})
+        wait_until(lambda: list(_states(client).values()) == ["up"] * 3)
+        rows = {row["id"]: row for row in client.status()["nodes"]}
+        assert rows[3]["name"] == "s3" and rows[3]["country"] == "DE"
+        assert rows[3]["roles"] == ["server", "exit"] and rows[3]["software"]
+        assert nodes[3].status()["nodes"][-1]["name"] == "laptop"
+
+        def fetch(user: str = "") -> bytes:
+            proxy = f"socks5h://{user}127.0.0.1:{entry}"
+            return subprocess.run(
+                ["curl", "-sS", "-m", "10", "-x", proxy, f"http://127.0.0.1:{site.port}/5000"],
+                capture_output=True, timeout=20, check=False,
+            ).stdout  # fmt: skip
+
+        assert fetch("exit%3D3:x@") == BLOCK[:5000]
+        shown = subprocess.run(
+            [*USERVPN, "nodes", "-c", str(client.config)],
+            capture_output=True, text=True, timeout=20, check=True,
+        )  # fmt: skip
+        assert "nodes: 3" in shown.stdout and "s2" in shown.stdout
+        # The configured server is gone for good, and the client starts anew: the list is on disk.
+        nodes[1].process.kill()
+        nodes[1].stop()
+        assert client.stop() == 0
+        client = nodes[7] = NodeProcess(tmp_path / "7", text)
+        wait_until(lambda: _states(client).get(2) == _states(client).get(3) == "up")
+        wait_until(lambda: fetch() == BLOCK[:5000], 30)
+        (tmp_path / "7" / "s" / "nodes").write_bytes(b"garbage")
+        client.process.kill()
+        client.stop()
+        client = nodes[7] = NodeProcess(tmp_path / "7", text)
+        assert "set aside as nodes.damaged" in client.log.read_text()
+    finally:
+        for node in reversed(nodes.values()):
+            node.stop()
+    assert "Traceback" not in "".join(node.log.read_text() for node in nodes.values())
