@@ -35,6 +35,13 @@ PAD_BELOW: Final = 256
 PAD_MAX: Final = 96
 HELD_EARLY_MAX: Final = 256
 """Streams whose DATA may overtake their OPEN."""
+HELD_FACTOR: Final = 4
+HELD_COST: Final = 64
+"""Pieces ahead of a gap may overlap (they are cut anew for another link) up to so many times the credit left,
+or WINDOW_START; each also costs this much. Beyond it breaks the protocol."""
+GAPS_MAX: Final = 4096
+"""Gaps remembered in the peer's sequence (more: the message is dropped) and stream ids (more: the lowest
+count as over)."""
 
 assert WINDOW_START >= EARLY_SIZE
 assert 2 * QUEUE_STREAM_MAX < CACHE_MAX

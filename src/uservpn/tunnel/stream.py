@@ -42,6 +42,7 @@ class Stream:
         "granted_at",
         "held",
         "held_order",
+        "held_size",
         "id",
         "in_lane",
         "is_blocked",
@@ -96,5 +97,7 @@ class Stream:
         """Bytes that arrived ahead of a gap, by offset."""
         self.held_order: list[int] = []
         """The offsets in `held`, as a heap."""
+        self.held_size = 0
+        """What `held` costs: its bytes, overlaps too, and something for each piece."""
         self.final = -1
         self.recv_done = False

@@ -230,7 +230,7 @@ class Tunnel:
                 self._report_due = True  # the source does not know yet
                 return
             else:
-                if len(self._above.ranges) >= 4096:
+                if len(self._above.ranges) >= limits.GAPS_MAX:
                     return  # weather: too many gaps; it will be asked for again
                 self._above.add(seq, seq + 1)
             self._unreported_count += 1
@@ -589,6 +589,8 @@ class Tunnel:
             self._seen_below = self._seen.pop_prefix(index + 1)
         elif not self._was_seen(stream_id):
             self._seen.add(index, index + 1)
+            if len(self._seen.ranges) > limits.GAPS_MAX:  # what never came counts as over
+                self._seen_below = self._seen.pop_prefix(self._seen.ranges[0][0])
 
     def _on_open(self, payload: bytes, position: int) -> int:
         size: int
@@ -665,11 +667,21 @@ class Tunnel:
         held = stream.held
         if held is None:
             held = stream.held = {}
+            stream.held_size = 0
         known = held.get(offset)
+        size = stream.held_size + len(chunk)
+        if known is None:
+            size += limits.HELD_COST
+        elif len(known) < len(chunk):
+            size -= len(known)
+        else:
+            return
+        window = stream.recv_limit - stream.recv_offset
+        if size > limits.HELD_FACTOR * max(window, limits.WINDOW_START):
+            raise PeerFault("sends the same bytes in too many pieces")
         if known is None:
             heappush(stream.held_order, offset)
-        elif len(known) >= len(chunk):
-            return
+        stream.held_size = size
         small = len(chunk) <= limits.SMALL_CHUNK  # would keep its whole message
         held[offset] = bytes(chunk) if small else chunk
 
@@ -680,6 +692,7 @@ class Tunnel:
         while held and order[0] <= stream.recv_offset:
             offset = heappop(order)
             chunk = held.pop(offset)
+            stream.held_size -= len(chunk) + limits.HELD_COST
             fresh = memoryview(chunk)[stream.recv_offset - offset :]
             if len(fresh):
                 stream.recv_offset += len(fresh)
