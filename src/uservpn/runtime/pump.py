@@ -20,8 +20,8 @@ from uservpn.wire.constants import KIB
 if TYPE_CHECKING:
     from uservpn.runtime.driver import Driver
 
-READ_SIZE: Final = 192 * KIB
-"""Bytes read from a program or site at once: one message."""
+READ_SIZE: Final = 255 * KIB
+"""Bytes read from a program or site at once: one message of the TCP link, header and frame included."""
 WRITE_HIGH: Final = 256 * KIB
 WRITE_LOW: Final = 64 * KIB
 _ABORT_ON_CLOSE: Final = struct.pack("ii", 1, 0)
