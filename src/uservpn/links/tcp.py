@@ -2,8 +2,8 @@
 
 Receiving: one large buffer per link that is read into at its end and parsed from its start; a message is
 opened where it lies, and only a message cut by the buffer's end is ever moved. Sending: one gathering
-write per batch. The kernel is kept from hoarding (TCP_NOTSENT_LOWAT), so that what is urgent
-overtakes in the tunnel's lanes instead of waiting behind megabytes here.
+write per batch. Neither we nor the kernel hoard (`Backlog`, TCP_NOTSENT_LOWAT), so that what is
+urgent overtakes in the tunnel's lanes instead of waiting here, behind megabytes or for half a minute.
 
 A header that does not open means the bytes are not ours: from then on the connection is read
 and thrown away, nothing is answered, and it ends when the other side gives up (or after a time
@@ -14,21 +14,30 @@ a new connection gets back into step at once.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import socket
+import sys
+import termios
 from collections.abc import Sequence
 from typing import Final, cast
 
 from uservpn.kit.endpoint import Endpoint
+from uservpn.links.backlog import LIMIT_MAX, Backlog
 from uservpn.links.base import LinkCaps, LinkOwner
 from uservpn.types import Buffer
 from uservpn.wire.constants import HEADER_SIZE, KIB, PAYLOAD_SIZE_MAX, TAG_SIZE
 from uservpn.wire.header import Header, HeaderCodec
 
-HIGH_WATER: Final = 512 * KIB
-"""Bytes queued in user space, beyond the kernel's buffer, before the link calls itself full."""
-LOW_WATER: Final = 128 * KIB
-NOT_SENT_MAX: Final = 512 * KIB
-"""Bytes the kernel may hold unsent (TCP_NOTSENT_LOWAT)."""
+ROOM_MIN: Final = 64 * KIB
+"""A fast link that is not full takes at least so much: no message is cut for the last bytes."""
+LOOK_S: Final = 0.01
+"""A slow link that is full by what the kernel holds unsent is looked at again after so long."""
+WATCH_S: Final = 2.0
+WATCH_SIZE: Final = 4 * KIB
+"""After a batch of this size it is watched, every WATCH_S, that bytes are acknowledged."""
+_NOT_SENT_LOWAT: Final = getattr(socket, "TCP_NOTSENT_LOWAT", 25)
+_OUTQ: Final = termios.TIOCOUTQ  # not acknowledged, not sent ones included
+_OUTQ_NOT_SENT: Final = 0x894B  # Linux
 MESSAGE_MAX: Final = 256 * KIB
 BUFFER_START: Final = 64 * KIB
 BUFFER_SIZE: Final = 1024 * KIB
@@ -61,23 +70,46 @@ class TcpLink(asyncio.BufferedProtocol):
         self._header: Header | None = None
         self._is_stranger = False
         self._is_full = False
+        self._full_at = 0.0
+        self._backlog = Backlog()
+        self._limit = 0  # as last set for the socket
+        self._look_timer: asyncio.TimerHandle | None = None
+        self._watch_timer: asyncio.TimerHandle | None = None
+        self._acked = 0
+        self._loop = asyncio.get_running_loop()
+        self._sock: socket.socket | None = None
         self._is_proven = False
         self._timer: asyncio.TimerHandle | None = None
 
     # --- Link ------------------------------------------------------------------------------------
 
     def room(self) -> int:
-        """Bytes up to just over the high-water mark (so that `resume_writing` comes); <= 0: full."""
+        """Bytes up to just over the limit (so that `resume_writing` comes); <= 0: full."""
         if self._transport is None:
             return 0
-        room = HIGH_WATER + 1 - self._transport.get_write_buffer_size()
-        return min(0, room) if self._is_full else room
+        size = self._transport.get_write_buffer_size()
+        if self._is_full:
+            return min(0, self._limit - size)
+        if self._limit == LIMIT_MAX:
+            room = LIMIT_MAX + 1 - size
+            return max(ROOM_MIN, room) if room > 0 else room
+        size += self._kernel_holds(_OUTQ_NOT_SENT)
+        self._backlog.look(self._loop.time(), self.bytes_out - size, size)
+        if self._backlog.limit != self._limit:
+            self._set_limit()
+        room = self._limit + 1 - size
+        if room <= 0 and self._look_timer is None:  # the kernel's part says nothing when it goes
+            self._look_timer = self._loop.call_later(LOOK_S, self._look)
+        return room
 
     def send(self, batch: Sequence[Buffer]) -> None:
         """One gathering write."""
         if self._transport is not None and not self._transport.is_closing():
-            self.bytes_out += sum(map(len, batch))
+            size = sum(map(len, batch))
+            self.bytes_out += size
             self._transport.writelines(list(batch))
+            if size >= WATCH_SIZE and self._watch_timer is None:
+                self._watch_timer = self._loop.call_later(WATCH_S, self._watch)
 
     def close(self) -> None:
         """Closes at once, dropping what is unsent."""
@@ -88,15 +120,14 @@ class TcpLink(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Sets the socket up."""
-        self._transport = stream = cast("asyncio.Transport", transport)  # uvloop's is no subclass
-        stream.set_write_buffer_limits(HIGH_WATER, LOW_WATER)
-        sock = transport.get_extra_info("socket")
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
+        self._sock = sock = transport.get_extra_info("socket")
         tune_socket(sock)
+        self._set_limit()
         self.local = _name(transport.get_extra_info("sockname"))
         self.remote = _name(transport.get_extra_info("peername"))
         if self._accepted:
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(UNPROVEN_S, self.close)
+            self._timer = self._loop.call_later(UNPROVEN_S, self.close)
             self._owner.link_opened(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -135,7 +166,7 @@ class TcpLink(asyncio.BufferedProtocol):
         else:
             self._start = start
             self._make_space(HEADER_SIZE if header is None else header.length)
-            if header is not None and nbytes >= 16 * KIB:
+            if header is not None:
                 self._owner.link_progress(self)
         if nbytes >= BUFFER_START // 2 and len(self._buffer) < BUFFER_SIZE:
             self._move(BUFFER_SIZE)
@@ -147,20 +178,61 @@ class TcpLink(asyncio.BufferedProtocol):
     def pause_writing(self) -> None:
         """The write buffer is above its high-water mark."""
         self._is_full = True
+        self._full_at = self._loop.time()
 
     def resume_writing(self) -> None:
         """The write buffer has drained."""
         self._is_full = False
+        self._backlog.drained(self._loop.time() - self._full_at)
+        if self._backlog.limit != self._limit:
+            self._set_limit()
         self._owner.link_writable(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tells the owner."""
-        if self._timer is not None:
-            self._timer.cancel()
-        self._transport = None
+        for timer in (self._timer, self._look_timer, self._watch_timer):
+            if timer is not None:
+                timer.cancel()
+        self._transport = self._sock = None
         self._owner.link_closed(self, str(exc) if exc else "closed")
 
     # --- inside ----------------------------------------------------------------------------------
+
+    def _kernel_holds(self, request: int) -> int:
+        """Bytes not sent, or not acknowledged; 0 where the system does not tell."""
+        try:
+            assert self._sock is not None
+            answer = fcntl.ioctl(self._sock.fileno(), request, b"\0\0\0\0")
+        except OSError:
+            return 0
+        return int.from_bytes(answer, sys.byteorder)
+
+    def _set_limit(self) -> None:
+        limit = self._limit = self._backlog.limit
+        assert self._transport is not None
+        assert self._sock is not None
+        self._transport.set_write_buffer_limits(limit, limit // 4)
+        try:
+            self._sock.setsockopt(socket.IPPROTO_TCP, _NOT_SENT_LOWAT, limit)
+        except OSError:
+            return  # a kernel without it works, only less smoothly
+
+    def _look(self) -> None:
+        self._look_timer = None
+        if not self._is_full:
+            self._owner.link_writable(self)
+
+    def _watch(self) -> None:
+        """While much is under way: tells the owner whether the other side still takes it."""
+        self._watch_timer = None
+        if self._transport is None:
+            return
+        held = self._transport.get_write_buffer_size() + self._kernel_holds(_OUTQ)
+        if held:
+            self._watch_timer = self._loop.call_later(WATCH_S, self._watch)
+        if self.bytes_out - held > self._acked:
+            self._acked = self.bytes_out - held
+            self._owner.link_progress(self)
 
     def _prove(self) -> None:
         self._is_proven = True
@@ -197,18 +269,17 @@ class TcpLink(asyncio.BufferedProtocol):
             return
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_later(STRANGER_S, self.close)
+        self._timer = self._loop.call_later(STRANGER_S, self.close)
 
 
 def tune_socket(sock: socket.socket) -> None:
-    """No delay, a short unsent queue, the kernel's own keep-alive."""
+    """No delay, and the kernel's own keep-alive."""
     options = [
         (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
         (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
         (socket.IPPROTO_TCP, getattr(socket, "TCP_KEEPIDLE", None), KERNEL_KEEPALIVE_S),
         (socket.IPPROTO_TCP, getattr(socket, "TCP_KEEPINTVL", None), 30),
         (socket.IPPROTO_TCP, getattr(socket, "TCP_KEEPCNT", None), 4),
-        (socket.IPPROTO_TCP, getattr(socket, "TCP_NOTSENT_LOWAT", 25), NOT_SENT_MAX),
     ]
     for level, option, value in options:
         if option is not None:

@@ -45,6 +45,9 @@ UNPROVEN_S: Final = 20.0
 """How long an accepted link may stay without one message that was acted on."""
 OVERRUN_MAX: Final = 1 << 20
 """Bytes queued on a full link beyond which even answers and reports wait: its peer does not read."""
+CUT_BELOW: Final = 1 << 16
+CUT_MIN: Final = 1 << 12
+"""Messages are cut to the room of a link that has less than CUT_BELOW, never below CUT_MIN."""
 NOTICE_EVERY_S: Final = 0.2
 CHALLENGE_SIZE: Final = 16
 
@@ -417,7 +420,10 @@ class Node:
             free = room(state.link)
             if free <= -OVERRUN_MAX:
                 continue
-            messages = tunnel.take_messages(free, entry.size_max, state.link, now)
+            size_max = entry.size_max
+            if free < CUT_BELOW:  # a slow link: no message is longer than what it takes now
+                size_max = min(size_max, max(CUT_MIN, free))
+            messages = tunnel.take_messages(free, size_max, state.link, now)
             if messages:
                 batch: list[bytes] = []
                 for kind, data in messages:
