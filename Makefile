@@ -37,7 +37,8 @@ test: setup  ## All tests; ARGS goes to pytest
 	$(BIN)/python -m pytest --session-timeout=$(TEST_LIMIT) tests $(ARGS)
 
 fuzz: setup  ## The fuzz tests, ROUNDS times as long as in `make test`
-	USERVPN_FUZZ=$(ROUNDS) $(BIN)/python -m pytest -q tests/unit/test_fuzz.py tests/unit/test_tcp_link.py $(ARGS)
+	USERVPN_FUZZ=$(ROUNDS) $(BIN)/python -m pytest -q tests/unit/test_fuzz.py tests/unit/test_fuzz_transcript.py \
+	    tests/unit/test_tcp_link.py $(ARGS)
 
 check: setup  ## Format, lint, types, layers
 	$(BIN)/ruff format --check .

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import http.server
 import json
@@ -15,8 +14,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
+
+from cutter import Cutter
 
 USERVPN = [sys.executable, "-m", "uservpn"]
 KEY = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
@@ -77,8 +77,8 @@ class NodeProcess:
         return json.loads(done.stdout)
 
     def is_linked(self) -> bool:
-        """Is a link up and has the peer been heard?"""
-        return any(node["state"] == "up" for node in self.status()["nodes"])
+        """Has a peer answered on a link that is up? (Then its boot is known, too.)"""
+        return any(link["rtt_ms"] is not None for link in self.status()["links"])
 
     def stop(self) -> int:
         """SIGTERM; the exit status."""
@@ -165,78 +165,6 @@ def digest_of(size: int) -> str:
         digest.update(BLOCK[: min(size, len(BLOCK))])
         size -= min(size, len(BLOCK))
     return digest.hexdigest()
-
-
-class Cutter:
-    """A TCP forwarder between client and server whose connections can be cut, heard and damaged.
-
-    `mangle(is_upstream, data)` may change what passes; `record` keeps what a dialler sent, by connection.
-    """
-
-    def __init__(self, target: int) -> None:
-        self.target = target
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self.listener.getsockname()[1]
-        self.pairs: list[tuple[socket.socket, socket.socket]] = []
-        self.carried = 0
-        self.mangle: Callable[[bool, bytes], bytes] | None = None
-        self.record: list[bytearray] | None = None
-        self.threads = [threading.Thread(target=self._accept, daemon=True)]
-        self.threads[0].start()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                near, _ = self.listener.accept()
-                try:
-                    far = socket.create_connection(("127.0.0.1", self.target), 5)
-                except OSError:
-                    near.close()
-                    continue
-                self.pairs.append((near, far))
-                thread = threading.Thread(target=self._both, args=(near, far), daemon=True)
-                self.threads.append(thread)
-                thread.start()
-
-    def _both(self, near: socket.socket, far: socket.socket) -> None:
-        heard = bytearray()
-        if self.record is not None:
-            self.record.append(heard)
-        back = threading.Thread(target=self._carry, args=(far, near, None), daemon=True)
-        back.start()
-        self._carry(near, far, heard)
-        back.join()
-        near.close()
-        far.close()
-
-    def _carry(self, source: socket.socket, sink: socket.socket, heard: bytearray | None) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(1 << 16):
-                if heard is not None and self.record is not None:
-                    heard += data
-                if self.mangle is not None:
-                    data = self.mangle(heard is not None, data)
-                sink.sendall(data)
-                self.carried += len(data)
-        for sock in (source, sink):
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
-
-    def cut(self) -> None:
-        """Every connection ends now; what was on its way in them is lost."""
-        pairs, self.pairs = self.pairs, []
-        for pair in pairs:
-            for sock in pair:
-                with contextlib.suppress(OSError):
-                    sock.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        """Ends all."""
-        self.listener.shutdown(socket.SHUT_RDWR)
-        self.listener.close()
-        self.cut()
-        for thread in self.threads:
-            thread.join(10)
 
 
 def client_text(folder: Path, entry: int, servers: dict[int, int], key: str = KEY) -> str:

@@ -1,4 +1,4 @@
-"""Bad input on every open door: the damage is survived or ends in silence, and nothing else notices.
+"""Strangers and bad neighbours at every open door: silence or one clear error, and nobody else notices.
 
 The transfers are checked by SHA-256; after each test both logs hold no traceback and a fresh
 connection works.
@@ -7,18 +7,18 @@ connection works.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import os
-import random
 import signal
 import socket
 import subprocess
 import tempfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import socks
 
 from mesh import (
     BLOCK,
@@ -32,6 +32,7 @@ from mesh import (
     free_port,
     wait_until,
 )
+from programs import Beat, echo
 from uservpn.wire.constants import PAYLOAD_SIZE_MAX
 from uservpn.wire.header import HeaderCodec, pack_fields
 from uservpn.wire.keys import KeyRing
@@ -48,16 +49,18 @@ def site():
 
 @pytest.fixture(scope="module")
 def shared():
-    made = Mesh(Path(tempfile.mkdtemp(prefix="uv")), with_cutter=True)
+    made = Mesh(Path(tempfile.mkdtemp(prefix="uv")))
     yield made
     made.close()
 
 
 @pytest.fixture
 def mesh(shared, site):
-    """A mesh behind a forwarder; afterwards it works, and nobody has raised."""
-    yield shared
-    shared.cutter.mangle = shared.cutter.record = None
+    """A connection beats all the time, undisturbed; afterwards a new one works, and nobody has raised."""
+    with echo() as target:
+        beat = Beat(shared.entry, target)
+        yield shared
+        beat.end()
     wait_until(lambda: shared.curl(f"http://127.0.0.1:{site.port}/9").stdout == BLOCK[:9], 30)
     assert "Traceback" not in shared.client.log.read_text() + shared.server.log.read_text()
 
@@ -65,82 +68,6 @@ def mesh(shared, site):
 def _download(mesh, site, size: int) -> None:
     got = mesh.curl(f"http://127.0.0.1:{site.port}/{size}", timeout=110)
     assert hashlib.sha256(got.stdout).hexdigest() == digest_of(size), (len(got.stdout), got.stderr)
-
-
-def _every(size: int, change):
-    """A mangler that applies `change` to one piece in about `size` carried bytes, with a seed."""
-    rng = random.Random(size)
-    left = [size]
-
-    def mangle(is_upstream: bool, data: bytes) -> bytes:
-        left[0] -= len(data)
-        if left[0] > 0 or len(data) < 64:
-            return data
-        left[0] = size
-        mangle.count += 1
-        return change(rng, data)
-
-    mangle.count = 0
-    return mangle
-
-
-def _flip(rng: random.Random, data: bytes) -> bytes:
-    changed = bytearray(data)
-    changed[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-    return bytes(changed)
-
-
-def _truncate(rng: random.Random, data: bytes) -> bytes:
-    return data[: rng.randrange(len(data))]
-
-
-def _reorder(rng: random.Random, data: bytes) -> bytes:
-    middle = rng.randrange(1, len(data))
-    return data[middle:] + data[:middle]
-
-
-def _double(rng: random.Random, data: bytes) -> bytes:
-    return data + data
-
-
-@pytest.mark.parametrize("change", [_flip, _truncate, _reorder, _double])
-def test_a_damaged_connection_loses_no_byte(mesh, site, change):
-    """What does not open is asked for again, over a new link where the old one lost its step."""
-    mesh.cutter.mangle = _every(10 * MIB, change)
-    _download(mesh, site, 32 * MIB)
-    assert mesh.cutter.mangle.count >= 3
-
-
-def test_a_recorded_connection_played_again_does_nothing(mesh, site):
-    """Every message of it, whole, in order, also after a restart of the server: silence, no dial."""
-    mesh.cutter.record = []
-    mesh.cutter.cut()
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        wait_until(lambda: mesh.cutter.record)
-        wait_until(mesh.client.is_linked)
-        sock = socks.socksocket()
-        sock.set_proxy(socks.SOCKS5, "127.0.0.1", mesh.entry, rdns=True)
-        sock.settimeout(20)
-        sock.connect(("127.0.0.1", listener.getsockname()[1]))
-        listener.accept()[0].close()
-        sock.close()
-        heard = bytes(mesh.cutter.record[-1])
-        mesh.cutter.record = None
-        assert len(heard) > 96
-        for is_restarted in (False, True):
-            if is_restarted:
-                mesh.server.stop()
-                mesh.server = mesh.start_server()
-            with socket.create_connection(("127.0.0.1", mesh.server_port), 5) as replay:
-                replay.sendall(heard)
-                replay.settimeout(1.5)
-                with pytest.raises(TimeoutError):
-                    # A NOTICE may only go to an origin whose boot is newer than what is known.
-                    while not is_restarted or replay.recv(65536):
-                        assert replay.recv(65536) != b""
-            listener.settimeout(0.2)
-            with pytest.raises(TimeoutError):
-                listener.accept()
 
 
 def test_lengths_that_lie_are_bounded(mesh, site):
@@ -182,26 +109,41 @@ def test_one_byte_at_a_time_holds_nobody_up(mesh, site):
         door.close()
 
 
-def test_oversized_handshakes_are_cut(mesh):
-    """Each ends within its limit in bytes; the entry's memory does not hold them."""
+def _resident_mib(node: NodeProcess) -> int:
+    memory = Path(f"/proc/{node.process.pid}/status").read_text()
+    return int(memory.split("VmRSS:")[1].split()[0]) // 1024
 
-    def send(data: bytes) -> bytes:
-        with socket.create_connection(("127.0.0.1", mesh.entry), 5) as sock:
-            sock.settimeout(20)
-            heard = b""
-            try:
-                sock.sendall(data)
+
+@pytest.mark.parametrize(
+    ("head", "filling", "answers"),
+    [
+        (b"\4\1\0\x50\0\0\0\1", b"u", (b"", b"\0[")),  # SOCKS4: a user name without end
+        (b"GET http://x/ HTTP/1.1\r\nX: ", b"y", (b"HTTP/1.1 431",)),
+        (b"CONNECT x:80 HTTP/1.1\r\nX: ", b"y", (b"HTTP/1.1 431",)),
+        (b"GET ", b"/", (b"HTTP/1.1 431",)),
+        (b"\x16\x03\x01", b"\0", (b"",)),  # TLS
+    ],
+)
+def test_oversized_handshakes_are_cut(mesh, head, filling, answers):
+    """Forty at once, a megabyte each: refused in the protocol's own words, and none is kept in memory."""
+    before = _resident_mib(mesh.client)
+
+    def send(_: int) -> bytes:
+        heard = b""
+        with socket.create_connection(("127.0.0.1", mesh.entry), 20) as sock:
+            with contextlib.suppress(ConnectionError):
+                sock.sendall(head)
+                for _ in range(16):
+                    sock.sendall(filling * (1 << 16))
+            with contextlib.suppress(ConnectionError):
                 while part := sock.recv(65536):
                     heard += part
-            except ConnectionError:
-                pass
-            return heard
+        return heard
 
-    assert send(b"\4\1\0\x50\0\0\0\1" + b"u" * (1 << 20))[:1] in (b"", b"\0")
-    assert send(b"GET http://x/ HTTP/1.1\r\n" + b"X: " + b"y" * (1 << 20))[:12] in (
-        b"", b"HTTP/1.1 431", b"HTTP/1.1 400",
-    )  # fmt: skip
-    assert send(b"\x16\x03\x01" + bytes(1 << 16)) == b""
+    with ThreadPoolExecutor(40) as pool:
+        for heard in pool.map(send, range(40)):
+            assert heard[:12] in answers or heard[:2] in answers, heard[:100]
+    assert _resident_mib(mesh.client) < before + 16
 
 
 def test_a_wrong_key_is_named_at_its_owner_and_disturbs_nobody(mesh, site, tmp_path):
@@ -240,9 +182,7 @@ def test_a_peer_that_stops_reading_stalls_only_itself(mesh, site, tmp_path):
             wait_until(lambda: stopped.status()["links"][0]["bytes_in"] > 20 * MIB)
             stopped.process.send_signal(signal.SIGSTOP)
             _download(mesh, site, 64 * MIB)
-            memory = Path(f"/proc/{mesh.server.process.pid}/status").read_text()
-            resident = int(memory.split("VmRSS:")[1].split()[0]) // 1024
-            assert resident < 250, f"{resident} MiB"
+            assert _resident_mib(mesh.server) < 250
         finally:
             stopped.process.send_signal(signal.SIGCONT)
             process.kill()
@@ -255,7 +195,11 @@ def test_a_peer_that_stops_reading_stalls_only_itself(mesh, site, tmp_path):
     ("text", "status", "words"),
     [
         ('[network]\nkey_file = "/nowhere/key"\n[node]\nid = 3\n', 2, ("key_file", "/nowhere/key")),
-        (f'[network]\nkey = "{KEY}"\nkey = "{KEY}"\n[node]\nid = 3\n', 2, ("key",)),
+        (
+            f'[network]\nkey = "{KEY}"\nkey = "{KEY}"\n[node]\nid = 3\n',
+            2,
+            ("c.toml:3: key", "second time"),
+        ),
         (f'[network]\nkey = "{KEY}"\n[node]\nid = 3\nidd = 4\n', 2, ("idd",)),
     ],
 )
