@@ -65,6 +65,7 @@ class NodeProcess:
         self.log = folder / "log"
         self._out = self.log.open("wb")
         self.env = os.environ | (env or {})
+        self._is_wrapped = bool(wrap)
         self.process = subprocess.Popen(
             [*wrap, *USERVPN, "run", "-c", str(self.config)],
             stdout=subprocess.PIPE,
@@ -92,10 +93,17 @@ class NodeProcess:
         """Has a peer answered on a link that is up? (Then its boot is known, too.)"""
         return any(link["rtt_ms"] is not None for link in self.status()["links"])
 
+    def _node(self) -> int:
+        """The process of the node: below a wrapper (strace ignores SIGTERM) its child."""
+        pid = self.process.pid
+        if not self._is_wrapped:
+            return pid
+        return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+
     def stop(self) -> int:
         """SIGTERM; the exit status."""
         if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
+            os.kill(self._node(), signal.SIGTERM)
         try:
             code = self.process.wait(15)
         except subprocess.TimeoutExpired:
