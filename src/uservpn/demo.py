@@ -28,6 +28,7 @@ from uservpn.kit.endpoint import Address, Endpoint
 from uservpn.runtime.boot import random_boot
 from uservpn.types import NodeId
 
+STARTS_MAX: Final = 5
 EXITS: Final = (NodeId(1), NodeId(2))
 CLIENT: Final = NodeId(7)
 FETCH_LIMIT_S: Final = 10.0
@@ -46,18 +47,15 @@ def demo(once: bool, port: int) -> int:
 async def run_demo(once: bool, port: int, new_boot: Callable[[], int]) -> int:
     """Runs the demo; 0 when the page came through every exit, else 1."""
     loop = asyncio.get_running_loop()
+    page = await asyncio.start_server(_serve_page, "127.0.0.1", 0)
     try:
-        page = await asyncio.start_server(_serve_page, "127.0.0.1", 0)
-        entry = Address("127.0.0.1", port or _free_port())
-        configs = _configs(entry)
-        services = [Service(config, new_boot(), loop) for config in configs]
-        for service in services:
-            await service.start()
+        entry, services = await _start(port, new_boot, loop)
     except OSError as error:
+        page.close()
         print(f"cannot start the demo: {error.strerror or error}")
         return 1
     page_port = page.sockets[0].getsockname()[1]
-    print(f"mesh of {len(configs)} nodes: exits {EXITS[0]} and {EXITS[1]}, client {CLIENT}")
+    print(f"mesh of {len(services)} nodes: exits {EXITS[0]} and {EXITS[1]}, client {CLIENT}")
     good = True
     for exit_id, service in zip(EXITS, services, strict=False):
         before = (
@@ -88,6 +86,30 @@ async def run_demo(once: bool, port: int, new_boot: Callable[[], int]) -> int:
     for service in reversed(services):
         await service.close()
     return 0 if good else 1
+
+
+async def _start(
+    port: int, new_boot: Callable[[], int], loop: asyncio.AbstractEventLoop
+) -> tuple[Address, list[Service]]:
+    """Every node, running, and where the entry is. Raises OSError.
+
+    A port that was free a moment ago may be taken by now: then all is tried again with others.
+    """
+    for attempt in range(1, STARTS_MAX + 1):
+        entry = Address("127.0.0.1", port or _free_port())
+        services: list[Service] = []
+        try:
+            for config in _configs(entry):
+                services.append(Service(config, new_boot(), loop))
+                await services[-1].start()
+        except OSError:
+            for service in reversed(services):
+                await service.close()
+            if attempt == STARTS_MAX:
+                raise
+        else:
+            break
+    return entry, services
 
 
 def _configs(entry: Address) -> list[Config]:
