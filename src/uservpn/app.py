@@ -189,10 +189,9 @@ class Service:
             raise
         self.config = config
         self.node.describe(monotonic(), **_described(config))
-        self.driver.kick()
         if "servers" in changed:
             self.node.set_servers(_servers(config.servers), monotonic())
-            self.driver.kick()
+        self.driver.kick()
         self.chooser.reconfigure(config.chooser.default, tuple(_servers(config.servers)))
         if "exit" in changed:
             self.exit.reconfigure(_policy(config), resolver)
@@ -293,12 +292,10 @@ class Service:
     def _nodes(self, now: float) -> list[dict[str, Any]]:
         """Every node but this one: what is on the list, and how it is reached."""
         node = self.node
-        known: dict[int, Record] = {record.node: record for record in node.directory}
+        numbers = {int(record.node) for record in node.directory} | node.peers.keys()
         rows = []
-        for number in sorted(known.keys() | node.peers.keys()):
-            if number == node.options.node:
-                continue
-            record, peer = known.get(number), node.peers.get(number)
+        for number in sorted(numbers - {node.options.node}):
+            record, peer = node.directory.get(number), node.peers.get(number)
             contact = peer.contact if peer else None
             links = contact.links if contact else []
             endpoints = contact.endpoints if contact else ()

@@ -22,7 +22,7 @@ def render(document: Mapping[str, Any]) -> str:
     for title, columns in _SECTIONS.items():
         rows = document.get(title)
         if isinstance(rows, list):
-            parts.append(_table(title, columns, [row for row in rows if isinstance(row, Mapping)]))
+            parts.append(_table(title, columns, rows))
         elif isinstance(rows, Mapping) or (isinstance(rows, int) and title == "connections"):
             parts.append(f"{title}: {_plain(rows)}")
     return "\n\n".join(parts) + "\n"
@@ -30,8 +30,7 @@ def render(document: Mapping[str, Any]) -> str:
 
 def render_nodes(document: Mapping[str, Any]) -> str:
     """Only the table of nodes."""
-    rows = [row for row in document.get("nodes", ()) if isinstance(row, Mapping)]
-    return _table("nodes", _SECTIONS["nodes"], rows) + "\n"
+    return _table("nodes", _SECTIONS["nodes"], document.get("nodes", ())) + "\n"
 
 
 def format_bytes(count: float) -> str:
@@ -74,7 +73,8 @@ def _entry(entry: Any) -> str:
     return "none" if entry in (None, False, "") else _plain(entry)
 
 
-def _table(title: str, columns: Sequence[Column], rows: Sequence[Row]) -> str:
+def _table(title: str, columns: Sequence[Column], found: Sequence[Any]) -> str:
+    rows = [row for row in found if isinstance(row, Mapping)]
     if not rows:
         return f"{title}: none"
     cells = [[name for name, _ in columns]]

@@ -95,8 +95,7 @@ class TcpLink(asyncio.BufferedProtocol):
             return max(ROOM_MIN, room) if room > 0 else room
         size += self._kernel_holds(_OUTQ_NOT_SENT)
         self._backlog.look(self._loop.time(), self.bytes_out - size, size)
-        if self._backlog.limit != self._limit:
-            self._set_limit()
+        self._set_limit()
         room = self._limit + 1 - size
         if room <= 0 and self._look_timer is None:  # the kernel's part says nothing when it goes
             self._look_timer = self._loop.call_later(LOOK_S, self._look)
@@ -184,8 +183,7 @@ class TcpLink(asyncio.BufferedProtocol):
         """The write buffer has drained."""
         self._is_full = False
         self._backlog.drained(self._loop.time() - self._full_at)
-        if self._backlog.limit != self._limit:
-            self._set_limit()
+        self._set_limit()
         self._owner.link_writable(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -208,7 +206,11 @@ class TcpLink(asyncio.BufferedProtocol):
         return int.from_bytes(answer, sys.byteorder)
 
     def _set_limit(self) -> None:
-        limit = self._limit = self._backlog.limit
+        """The backlog's limit becomes the socket's, if it is another one."""
+        limit = self._backlog.limit
+        if limit == self._limit:
+            return
+        self._limit = limit
         assert self._transport is not None
         assert self._sock is not None
         self._transport.set_write_buffer_limits(limit, limit // 4)

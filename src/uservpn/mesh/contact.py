@@ -230,10 +230,10 @@ class Contact:
         if self._leave_at is not None and now >= self._leave_at:
             self._leave_at = None
             if not self.endpoints:
-                self._plans += [GiveUp(state.link) for state in self.links if state.dialled]
+                self._give_up_dialled()
         if self._is_idle() and now >= self._used_at + IDLE_S:
             self._used_at = now
-            self._plans += [GiveUp(state.link) for state in self.links if state.dialled]
+            self._give_up_dialled()
         for endpoint, until in list(self._dialling.items()):
             if now >= until:
                 self.dial_failed(endpoint, False, "no answer in time", now)
@@ -297,6 +297,9 @@ class Contact:
         if plans:
             self._plans = []
         return plans
+
+    def _give_up_dialled(self) -> None:
+        self._plans += [GiveUp(state.link) for state in self.links if state.dialled]
 
     def _is_idle(self) -> bool:
         return not self.is_kept and not self.has_streams and bool(self.links)

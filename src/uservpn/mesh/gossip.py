@@ -42,8 +42,6 @@ class Gossip:
     def __init__(self, directory: Directory, jitter: Callable[[float], float], now: float) -> None:
         """`jitter(span)` draws from [0, span)."""
         self.directory = directory
-        self.conflict: Record | None = None
-        """The newest record that claims our number."""
         self._jitter = jitter
         self._neighbours: dict[NodeId, None] = {}
         self._rumours: dict[NodeId, tuple[float, NodeId | None]] = {}
@@ -158,8 +156,6 @@ class Gossip:
                 newest = self.directory.get(record.node)
                 if newest is not None:
                     older.append(newest)
-            elif result is Merge.CONFLICT:
-                self.conflict = record
         self._send_records(peer, older)
 
     def _rumour(self, node: NodeId, source: NodeId | None, now: float) -> None:

@@ -204,7 +204,7 @@ class Node:
     def start(self, now: float) -> None:
         """Dials the configured servers, and whom the node list says to keep in touch with."""
         for record in self.directory:
-            self._learn(record, now)
+            self._learn(record)
         self._arrange(now)
         for peer in self.peers.values():
             if peer.contact.is_kept:
@@ -224,7 +224,7 @@ class Node:
             endpoints = servers.get(peer.id, ())
             record = self.directory.get(peer.id)
             if not endpoints and record is not None and record.fixed_endpoints():
-                self._learn(record, now)  # no longer configured, still a member
+                self._learn(record)  # no longer configured, still a member
                 continue
             if peer.contact.endpoints and not endpoints:
                 self._end_streams(peer, f"node {peer.id} is no longer configured")
@@ -466,14 +466,11 @@ class Node:
             peer = self.peers[node] = Peer(session, contact, self._new_tunnel(node))
         return peer
 
-    def _learn(self, record: Record, now: float) -> None:
-        """A record came, or changed: where its node can be dialled, and whether to keep in touch."""
+    def _learn(self, record: Record) -> None:
+        """A record came, or changed: where its node can be dialled. `_arrange` after the last."""
         node = record.node
-        if node == self.options.node or node in self._servers:
-            return
-        peer = self._peer(node)
-        peer.contact.endpoints = record.fixed_endpoints()
-        self._arrange(now)
+        if node != self.options.node and node not in self._servers:
+            self._peer(node).contact.endpoints = record.fixed_endpoints()
 
     def _arrange(self, now: float) -> None:
         """Decides anew whom to keep a link to, and dials who is missing."""
@@ -666,10 +663,13 @@ class Node:
             self._events.append(PeerNews(peer.id, text, "warning"))
             self._events.append(CloseWanted(link))
         self._pass_on()
-        for node in self.gossip.take_news():
+        news = self.gossip.take_news()
+        for node in news:
             record = self.directory.get(node)
             if record is not None:
-                self._learn(record, now)
+                self._learn(record)
+        if news:
+            self._arrange(now)
 
     def _release_held(self, peer: Peer, payload: bytes, now: float) -> None:
         if not peer.challenge or payload[:CHALLENGE_SIZE] != peer.challenge:

@@ -277,24 +277,25 @@ class Driver:
         except (OSError, TimeoutError) as error:
             refused = isinstance(error, ConnectionRefusedError)
             detail = "no answer in time" if isinstance(error, TimeoutError) else str(error)
-            self.node.dial_failed(peer, text, refused, detail, monotonic())
-            self.kick()
+            self._dial_failed(peer, text, refused, detail)
             return
         except Exception as error:  # a plug-in's own trouble: for the node a dial like any other
             log.exception("a dial failed in a way nobody thought of")
-            self.node.dial_failed(peer, text, False, str(error), monotonic())
-            self.kick()
+            self._dial_failed(peer, text, False, str(error))
             return
         if link.id in self._stillborn:
             self._stillborn.discard(link.id)
-            self.node.dial_failed(peer, text, False, "closed at once", monotonic())
-            self.kick()
+            self._dial_failed(peer, text, False, "closed at once")
             return
         self._add(link)
         caps = link.caps
         self.node.link_up(
             link.id, caps.protocol, caps.payload_size_max, link.remote, monotonic(), peer, text
         )
+        self.kick()
+
+    def _dial_failed(self, peer: NodeId, text: str, refused: bool, detail: str) -> None:
+        self.node.dial_failed(peer, text, refused, detail, monotonic())
         self.kick()
 
     def _on_close(self, event: CloseWanted) -> None:

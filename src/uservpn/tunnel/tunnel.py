@@ -340,8 +340,7 @@ class Tunnel:
             self._take_control(out, parts, _SEQ_SIZE, size_max, link)
             out.append(self._message(parts, link))
         if self._cache and self._ask_at is None:
-            self._ask_s = max(limits.ASK_DELAY_S, 4 * self.rtt_s)
-            self._ask_at = now + self._ask_s
+            self._ask_later(now)
         return out
 
     # --- source ----------------------------------------------------------------------------------
@@ -440,35 +439,37 @@ class Tunnel:
             self._drop(stream)
 
     def _confirm(self, below: int, ranges: list[tuple[int, int]], now: float) -> None:
-        cache = self._cache
         if below > self._seq:
             raise PeerFault("confirms what was never sent")
         progress = False
         if below > self._base:
-            for seq in range(self._base, below):
-                entry = cache.pop(seq, None)
-                if entry is not None:
-                    self.cache_size -= len(entry[0])
-                    progress = True
+            progress = self._uncache(self._base, below)
             self._base = self._confirmed.pop_prefix(below)
         for start, end in ranges:
             low, high = max(start, self._base), min(end, self._seq)
             if low >= high:
                 continue
-            for first, last in self._confirmed.gaps(
-                low, high
-            ):  # each report names the old ones too
-                for seq in range(first, last):
-                    entry = cache.pop(seq, None)
-                    if entry is not None:
-                        self.cache_size -= len(entry[0])
-                        progress = True
+            for gap in self._confirmed.gaps(low, high):  # each report names the old ones too
+                progress |= self._uncache(*gap)
             self._confirmed.add(low, high)
-        if not cache:
+        if not self._cache:
             self._ask_at = None
         elif progress:  # the rest has as much time again: its report may never come
-            self._ask_s = max(limits.ASK_DELAY_S, 4 * self.rtt_s)
-            self._ask_at = now + self._ask_s
+            self._ask_later(now)
+
+    def _uncache(self, start: int, end: int) -> bool:
+        """The sink has these; False: that was known."""
+        progress = False
+        for seq in range(start, end):
+            entry = self._cache.pop(seq, None)
+            if entry is not None:
+                self.cache_size -= len(entry[0])
+                progress = True
+        return progress
+
+    def _ask_later(self, now: float) -> None:
+        self._ask_s = max(limits.ASK_DELAY_S, 4 * self.rtt_s)
+        self._ask_at = now + self._ask_s
 
     def _queue_resend(self, start: int, end: int) -> None:
         for seq in range(max(start, self._base), min(end, self._seq)):
