@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -114,6 +115,19 @@ class NodeProcess:
         return code
 
 
+def run_refused(config: Path, text: str, command: str = "run") -> subprocess.CompletedProcess:
+    """A command with a configuration that it should not take: how it ended."""
+    config.write_text(text)
+    config.chmod(0o600)
+    return subprocess.run(
+        [*USERVPN, command, "-c", str(config)],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+
+
 class Site(http.server.ThreadingHTTPServer):
     """A web site: /N gives N bytes of a known pattern, POST answers the SHA-256 of what came."""
 
@@ -209,11 +223,26 @@ def server_text(folder: Path, port: int) -> str:
     )
 
 
+def curl(
+    entry: int, *words: str, user: str = "", timeout: float = 60
+) -> subprocess.CompletedProcess:
+    """curl through a proxy on this port; `user` is such as `exit%3D3:x`."""
+    proxy = f"socks5h://{user}{'@' if user else ''}127.0.0.1:{entry}"
+    return subprocess.run(
+        ["curl", "-sS", "-m", str(timeout), "-x", proxy, *words],
+        capture_output=True,
+        timeout=timeout + 5,
+        check=False,
+    )
+
+
 class Mesh:
     """A server (1), a client (7) with its entry, optionally a cutter between them."""
 
-    def __init__(self, folder: Path, with_cutter: bool = False, wrap: tuple[str, ...] = ()) -> None:
-        self.folder = folder
+    def __init__(
+        self, folder: Path | None = None, with_cutter: bool = False, wrap: tuple[str, ...] = ()
+    ) -> None:
+        self.folder = folder = folder or Path(tempfile.mkdtemp(prefix="uv"))
         self.server_port = free_port()
         self.entry = free_port()
         self.cutter = Cutter(self.server_port) if with_cutter else None
@@ -228,21 +257,20 @@ class Mesh:
         return NodeProcess(self.folder / "1", server_text(self.folder / "1", self.server_port))
 
     def curl(self, *words: str, timeout: float = 60) -> subprocess.CompletedProcess:
-        """curl through the proxy."""
-        return subprocess.run(
-            [
-                "curl",
-                "-sS",
-                "-m",
-                str(timeout),
-                "--socks5-hostname",
-                f"127.0.0.1:{self.entry}",
-                *words,
-            ],
-            capture_output=True,
-            timeout=timeout + 5,
-            check=False,
-        )
+        """curl through the client's proxy."""
+        return curl(self.entry, *words, timeout=timeout)
+
+    def download(self, site: Site, size: int) -> None:
+        """So many bytes of the site arrive whole."""
+        got = self.curl(f"http://127.0.0.1:{site.port}/{size}", timeout=100)
+        digest = hashlib.sha256(got.stdout).hexdigest()
+        assert digest == digest_of(size), (len(got.stdout), got.stderr)
+
+    def __enter__(self) -> Mesh:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Ends every process."""

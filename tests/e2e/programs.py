@@ -33,11 +33,11 @@ def echo():
         listener.shutdown(socket.SHUT_RDWR)
 
 
-def connect(entry: int, port: int) -> socket.socket:
-    """Through the proxy to a port of 127.0.0.1."""
+def connect(entry: int, port: int, limit_s: float = LIMIT_S) -> socket.socket:
+    """Through the proxy to a port of 127.0.0.1; nothing on it may take longer than the limit."""
     sock = socks.socksocket()
     sock.set_proxy(socks.SOCKS5, "127.0.0.1", entry, rdns=True)
-    sock.settimeout(LIMIT_S)
+    sock.settimeout(limit_s)
     sock.connect(("127.0.0.1", port))
     return sock
 

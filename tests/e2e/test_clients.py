@@ -8,9 +8,7 @@ import os
 import shutil
 import ssl
 import subprocess
-import tempfile
 import threading
-from pathlib import Path
 
 import pytest
 from python_socks import ProxyType
@@ -18,28 +16,12 @@ from python_socks.sync import Proxy
 
 from mesh import (
     BLOCK,
-    Mesh,
     NodeProcess,
-    Site,
     client_text,
     free_port,
     server_text,
     wait_until,
 )
-
-
-@pytest.fixture(scope="module")
-def site():
-    with Site() as server:
-        yield server
-        server.shutdown()
-
-
-@pytest.fixture(scope="module")
-def mesh():
-    made = Mesh(Path(tempfile.mkdtemp(prefix="uv")))
-    yield made
-    made.close()
 
 
 @pytest.fixture(scope="module")

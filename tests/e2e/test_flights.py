@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import socket
 import struct
-import tempfile
 import threading
-from pathlib import Path
 
 import pytest
 import socks
@@ -23,7 +21,7 @@ LIMIT_S = 20
 
 @pytest.fixture
 def mesh():
-    made = Mesh(Path(tempfile.mkdtemp(prefix="uv")), with_cutter=True)
+    made = Mesh(with_cutter=True)
     yield made
     made.close()
     logs = made.client.log, made.server.log

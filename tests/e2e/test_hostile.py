@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import hashlib
 import os
 import signal
 import socket
 import subprocess
-import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,13 +21,11 @@ import pytest
 from mesh import (
     BLOCK,
     KEY,
-    USERVPN,
-    Mesh,
     NodeProcess,
-    Site,
     client_text,
-    digest_of,
+    curl,
     free_port,
+    run_refused,
     wait_until,
 )
 from programs import Beat, echo
@@ -40,34 +36,15 @@ from uservpn.wire.keys import KeyRing
 MIB = 1 << 20
 
 
-@pytest.fixture(scope="module")
-def site():
-    with Site() as server:
-        yield server
-        server.shutdown()
-
-
-@pytest.fixture(scope="module")
-def shared():
-    made = Mesh(Path(tempfile.mkdtemp(prefix="uv")))
-    yield made
-    made.close()
-
-
 @pytest.fixture
-def mesh(shared, site):
+def mesh(mesh, site):
     """A connection beats all the time, undisturbed; afterwards a new one works, and nobody has raised."""
     with echo() as target:
-        beat = Beat(shared.entry, target)
-        yield shared
+        beat = Beat(mesh.entry, target)
+        yield mesh
         beat.end()
-    wait_until(lambda: shared.curl(f"http://127.0.0.1:{site.port}/9").stdout == BLOCK[:9], 30)
-    assert "Traceback" not in shared.client.log.read_text() + shared.server.log.read_text()
-
-
-def _download(mesh, site, size: int) -> None:
-    got = mesh.curl(f"http://127.0.0.1:{site.port}/{size}", timeout=110)
-    assert hashlib.sha256(got.stdout).hexdigest() == digest_of(size), (len(got.stdout), got.stderr)
+    wait_until(lambda: mesh.curl(f"http://127.0.0.1:{site.port}/9").stdout == BLOCK[:9], 30)
+    assert "Traceback" not in mesh.client.log.read_text() + mesh.server.log.read_text()
 
 
 def test_lengths_that_lie_are_bounded(mesh, site):
@@ -79,7 +56,7 @@ def test_lengths_that_lie_are_bounded(mesh, site):
         sock = socket.create_connection(("127.0.0.1", mesh.server_port), 5)
         sock.sendall(codec.seal(fields) + bytes(100))
         socks_open.append(sock)
-    _download(mesh, site, 4 * MIB)
+    mesh.download(site, 4 * MIB)
     for sock in socks_open:
         sock.settimeout(0.2)
         with pytest.raises(TimeoutError):
@@ -97,7 +74,7 @@ def test_one_byte_at_a_time_holds_nobody_up(mesh, site):
     for byte in (b"\5", b"\1", b"\0"):
         for door in doors:
             door.send(byte)
-        _download(mesh, site, MIB)
+        mesh.download(site, MIB)
     slow = doors[-1]  # an entry connection that has said a whole greeting by now
     slow.settimeout(10)
     assert slow.recv(2) == b"\5\0"
@@ -153,12 +130,8 @@ def test_a_wrong_key_is_named_at_its_owner_and_disturbs_nobody(mesh, site, tmp_p
     text = client_text(tmp_path / "8", entry, {1: mesh.server_port}, other)
     stranger = NodeProcess(tmp_path / "8", text)
     try:
-        _download(mesh, site, 8 * MIB)
-        done = subprocess.run(
-            ["curl", "-sS", "-m", "3", "-x", f"socks5h://127.0.0.1:{entry}",
-             f"http://127.0.0.1:{site.port}/9"],
-            capture_output=True, timeout=60, check=False,
-        )  # fmt: skip
+        mesh.download(site, 8 * MIB)
+        done = curl(entry, f"http://127.0.0.1:{site.port}/9", timeout=3)
         assert done.returncode != 0
         wait_until(lambda: "wrong key" in stranger.status()["nodes"][0]["problem"], 30)
     finally:
@@ -181,7 +154,7 @@ def test_a_peer_that_stops_reading_stalls_only_itself(mesh, site, tmp_path):
         try:
             wait_until(lambda: stopped.status()["links"][0]["bytes_in"] > 20 * MIB)
             stopped.process.send_signal(signal.SIGSTOP)
-            _download(mesh, site, 64 * MIB)
+            mesh.download(site, 64 * MIB)
             assert _resident_mib(mesh.server) < 250
         finally:
             stopped.process.send_signal(signal.SIGCONT)
@@ -204,26 +177,14 @@ def test_a_peer_that_stops_reading_stalls_only_itself(mesh, site, tmp_path):
     ],
 )
 def test_configuration_mistakes_are_one_clear_error(tmp_path, text, status, words):
-    config = tmp_path / "c.toml"
-    config.write_text(text)
-    config.chmod(0o600)
-    done = subprocess.run(
-        [*USERVPN, "run", "-c", str(config)],
-        capture_output=True, text=True, timeout=20, check=False,
-    )  # fmt: skip
+    done = run_refused(tmp_path / "c.toml", text)
     assert done.returncode == status and "Traceback" not in done.stderr
     assert all(word in done.stderr for word in (*words, "c.toml")), done.stderr
 
 
 def test_an_entry_port_in_use_is_one_clear_error(mesh, tmp_path):
-    config = tmp_path / "c.toml"
     text = client_text(tmp_path / "11", mesh.entry, {1: mesh.server_port})
-    config.write_text(text)
-    config.chmod(0o600)
-    done = subprocess.run(
-        [*USERVPN, "run", "-c", str(config)],
-        capture_output=True, text=True, timeout=20, check=False,
-    )  # fmt: skip
+    done = run_refused(tmp_path / "c.toml", text)
     assert done.returncode == 1, done.stderr
     assert str(mesh.entry) in done.stderr and "Traceback" not in done.stderr
 

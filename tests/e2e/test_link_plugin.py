@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-
-from mesh import BLOCK, NodeProcess, Site, client_text, free_port, server_text, wait_until
+from mesh import (
+    BLOCK,
+    NodeProcess,
+    client_text,
+    curl,
+    free_port,
+    run_refused,
+    server_text,
+    wait_until,
+)
 
 PLUGIN = '''
 """The TCP link under another name, with every byte turned round: a stand-in for a real protocol."""
@@ -66,7 +72,7 @@ PLUGIN = Plugin()
 '''
 
 
-def test_a_protocol_from_outside_carries_the_mesh(tmp_path):
+def test_a_protocol_from_outside_carries_the_mesh(site, tmp_path):
     package = tmp_path / "site"
     info = package / "turned_link-1.0.dist-info"
     info.mkdir(parents=True)
@@ -77,23 +83,17 @@ def test_a_protocol_from_outside_carries_the_mesh(tmp_path):
     port, entry = free_port(), free_port()
     nodes = []
     try:
-        with Site() as site:
-            for text in (
-                server_text(tmp_path / "1", port),
-                client_text(tmp_path / "7", entry, {1: port}),
-            ):
-                folder = tmp_path / ("1" if not nodes else "7")
-                nodes.append(NodeProcess(folder, text.replace("tcp://", "turned://"), env=env))
-            client = nodes[1]
-            wait_until(client.is_linked)
-            assert client.status()["links"][0]["protocol"] == "turned"
-            done = subprocess.run(
-                ["curl", "-sS", "-m", "30", "-x", f"socks5h://127.0.0.1:{entry}",
-                 f"http://127.0.0.1:{site.port}/1000000"],
-                capture_output=True, timeout=40, check=False,
-            )  # fmt: skip
-            assert done.stdout == BLOCK[:1_000_000], done.stderr
-            site.shutdown()
+        for text in (
+            server_text(tmp_path / "1", port),
+            client_text(tmp_path / "7", entry, {1: port}),
+        ):
+            folder = tmp_path / ("1" if not nodes else "7")
+            nodes.append(NodeProcess(folder, text.replace("tcp://", "turned://"), env=env))
+        client = nodes[1]
+        wait_until(client.is_linked)
+        assert client.status()["links"][0]["protocol"] == "turned"
+        done = curl(entry, f"http://127.0.0.1:{site.port}/1000000", timeout=30)
+        assert done.stdout == BLOCK[:1_000_000], done.stderr
     finally:
         for node in reversed(nodes):
             assert node.stop() == 0
@@ -101,12 +101,7 @@ def test_a_protocol_from_outside_carries_the_mesh(tmp_path):
 
 
 def test_without_the_package_the_protocol_is_a_configuration_error(tmp_path):
-    config = tmp_path / "c.toml"
     text = server_text(tmp_path / "1", free_port()).replace("tcp://", "turned://")
-    config.write_text(text)
-    done = subprocess.run(
-        [os.sys.executable, "-m", "uservpn", "check", "-c", str(config)],
-        capture_output=True, text=True, timeout=20, check=False,
-    )  # fmt: skip
+    done = run_refused(tmp_path / "c.toml", text, "check")
     assert done.returncode == 2
     assert "'turned'" in done.stderr and "tcp" in done.stderr

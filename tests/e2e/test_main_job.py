@@ -16,25 +16,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import socks
 
-from mesh import BLOCK, USERVPN, Mesh, Site, digest_of, free_port, wait_until
+from mesh import BLOCK, USERVPN, Mesh, digest_of, free_port, run_refused, wait_until
+from programs import connect
 
 MIB = 1 << 20
-
-
-@pytest.fixture(scope="module")
-def site():
-    with Site() as server:
-        yield server
-        server.shutdown()
-
-
-@pytest.fixture(scope="module")
-def mesh():
-    made = Mesh(Path(tempfile.mkdtemp(prefix="uv")))
-    yield made
-    made.close()
+LIMIT_S = 20
 
 
 def _need(program: str) -> str:
@@ -42,14 +29,6 @@ def _need(program: str) -> str:
     path = shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin")
     assert path, f"{program} is needed for this test: install it"
     return path
-
-
-def _connect(mesh: Mesh, host: str, port: int) -> socket.socket:
-    sock = socks.socksocket()
-    sock.set_proxy(socks.SOCKS5, "127.0.0.1", mesh.entry, rdns=True)
-    sock.settimeout(20)
-    sock.connect((host, port))
-    return sock
 
 
 def test_a_download_and_an_upload_arrive_whole(mesh, site, tmp_path):
@@ -119,7 +98,7 @@ def test_reply_codes_tell_the_truth(mesh):
 def test_half_close_both_ways(mesh):
     """The program's FIN reaches the site, the answer still comes back."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        sock = _connect(mesh, "127.0.0.1", listener.getsockname()[1])
+        sock = connect(mesh.entry, listener.getsockname()[1], LIMIT_S)
         peer, _ = listener.accept()
         sock.sendall(b"question")
         sock.shutdown(socket.SHUT_WR)
@@ -134,7 +113,7 @@ def test_a_long_answer_after_an_early_half_close_arrives_whole(mesh):
     """The program has said all, the site answers and closes: nothing queued is dropped."""
     answer = BLOCK * 24
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        sock = _connect(mesh, "127.0.0.1", listener.getsockname()[1])
+        sock = connect(mesh.entry, listener.getsockname()[1], LIMIT_S)
         peer, _ = listener.accept()
         sock.shutdown(socket.SHUT_WR)
         assert peer.recv(1) == b""
@@ -154,8 +133,7 @@ def test_a_long_answer_after_an_early_half_close_arrives_whole(mesh):
 
 def test_cutting_the_link_ten_times_loses_no_byte(site):
     """In the middle of a transfer each way."""
-    mesh = Mesh(Path(tempfile.mkdtemp(prefix="uv")), with_cutter=True)
-    try:
+    with Mesh(with_cutter=True) as mesh:
         size = 256 * MIB
         results = {}
 
@@ -164,7 +142,7 @@ def test_cutting_the_link_ten_times_loses_no_byte(site):
             results["down"] = hashlib.sha256(got.stdout).hexdigest(), got.stderr
 
         def upload() -> None:
-            sock = _connect(mesh, "127.0.0.1", site.port)
+            sock = connect(mesh.entry, site.port, LIMIT_S)
             sock.sendall(f"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n\r\n".encode())
             for _ in range(size // MIB):
                 sock.sendall(BLOCK)
@@ -184,17 +162,14 @@ def test_cutting_the_link_ten_times_loses_no_byte(site):
             thread.join(100)
         assert results["down"][0] == digest_of(size), results["down"]
         assert results["up"] == digest_of(size)
-    finally:
-        mesh.close()
 
 
 def test_kill_9_of_the_server_ends_its_connections_with_an_error(site):
     """Each of fifty programs sees a reset, at once; a restarted server serves again (R39)."""
-    mesh = Mesh(Path(tempfile.mkdtemp(prefix="uv")))
-    try:
+    with Mesh() as mesh:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             port = listener.getsockname()[1]
-            programs = [_connect(mesh, "127.0.0.1", port) for _ in range(50)]
+            programs = [connect(mesh.entry, port, LIMIT_S) for _ in range(50)]
             with socket.create_connection(("127.0.0.1", mesh.server_port), 20) as witness:
                 mesh.server.process.kill()
                 with contextlib.suppress(ConnectionResetError):
@@ -215,20 +190,15 @@ def test_kill_9_of_the_server_ends_its_connections_with_an_error(site):
         mesh.server = mesh.start_server()
         wait_until(mesh.client.is_linked)
         assert mesh.curl(f"http://127.0.0.1:{site.port}/10").stdout == BLOCK[:10]
-    finally:
-        mesh.close()
 
 
 def test_the_client_resolves_nothing(site):
     """strace of the client: no resolver file, no packet to port 53 (R42)."""
     trace = Path(tempfile.mkdtemp(prefix="uv")) / "trace"
     wrap = (_need("strace"), "-f", "-qq", "-o", str(trace), "-e", "trace=network,openat")
-    mesh = Mesh(trace.parent / "m", wrap=wrap)
-    try:
+    with Mesh(trace.parent / "m", wrap=wrap) as mesh:
         got = mesh.curl(f"http://localhost:{site.port}/1000")
         assert got.stdout == BLOCK[:1000], got.stderr
-    finally:
-        mesh.close()
     text = trace.read_text()
     assert f"sin_port=htons({mesh.server_port})" in text  # the trace saw the client's network
     assert "htons(53)" not in text
@@ -310,7 +280,7 @@ def test_chromium_loads_a_page(mesh, site):
 
 def test_many_programs_at_once_with_a_library_of_others(mesh, site):
     def one(number: int) -> bool:
-        sock = _connect(mesh, "127.0.0.1", site.port)
+        sock = connect(mesh.entry, site.port, LIMIT_S)
         sock.sendall(f"GET /{number} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
         data = b"".join(iter(lambda: sock.recv(65536), b""))
         sock.close()
@@ -333,10 +303,9 @@ def test_status_shows_node_link_and_tunnel(mesh):
 
 def test_reload_keeps_connections_and_takes_the_change(site):
     """SIGHUP: a running connection goes on, the new policy holds for the next one."""
-    mesh = Mesh(Path(tempfile.mkdtemp(prefix="uv")))
-    try:
+    with Mesh() as mesh:
         with socket.create_server(("127.0.0.1", 0)) as listener:
-            sock = _connect(mesh, "127.0.0.1", listener.getsockname()[1])
+            sock = connect(mesh.entry, listener.getsockname()[1], LIMIT_S)
             peer, _ = listener.accept()
             text = mesh.server.config.read_text()
             mesh.server.config.write_text(text.replace('"127.0.0.0/8"', '"10.0.0.0/8"'))
@@ -354,16 +323,13 @@ def test_reload_keeps_connections_and_takes_the_change(site):
             peer.close()
         assert mesh.client.stop() == 0 and mesh.server.stop() == 0
         assert "Traceback" not in mesh.server.log.read_text() + mesh.client.log.read_text()
-    finally:
-        mesh.close()
 
 
 def test_reload_moves_the_entry_and_keeps_its_programs(site):
     """The new port serves, the old one is closed, a connection of the old one goes on."""
-    mesh = Mesh(Path(tempfile.mkdtemp(prefix="uv")))
-    try:
+    with Mesh() as mesh:
         with socket.create_server(("127.0.0.1", 0)) as listener:
-            sock = _connect(mesh, "127.0.0.1", listener.getsockname()[1])
+            sock = connect(mesh.entry, listener.getsockname()[1], LIMIT_S)
             peer, _ = listener.accept()
             text = mesh.client.config.read_text()
             old, new = mesh.entry, free_port()
@@ -386,14 +352,11 @@ def test_reload_moves_the_entry_and_keeps_its_programs(site):
             peer.close()
         assert mesh.client.stop() == 0
         assert "Traceback" not in mesh.client.log.read_text()
-    finally:
-        mesh.close()
 
 
 def test_reload_takes_other_resolvers_over(site):
     """The exit asks the servers that are configured now: none answers here, so a name fails."""
-    mesh = Mesh(Path(tempfile.mkdtemp(prefix="uv")))
-    try:
+    with Mesh() as mesh:
         url = f"http://localhost:{site.port}/10"
         assert mesh.curl(url).stdout == BLOCK[:10]
         text = mesh.server.config.read_text()
@@ -405,8 +368,6 @@ def test_reload_takes_other_resolvers_over(site):
             mesh.server.process.send_signal(1)
             wait_until(lambda n=count: mesh.server.log.read_text().count("reread") > n)
             assert (mesh.curl(url).stdout == BLOCK[:10]) is is_good
-    finally:
-        mesh.close()
 
 
 def test_an_idle_client_loads_nothing_it_does_not_use(mesh):
@@ -425,12 +386,7 @@ def test_an_idle_client_loads_nothing_it_does_not_use(mesh):
 def test_a_port_in_use_is_one_clear_line(mesh):
     """Exit status 1, the address named, no traceback."""
     text = mesh.server.config.read_text().replace("/1/s", "/2/s").replace("id = 1", "id = 2")
-    config = mesh.folder / "in-use.toml"
-    config.write_text(text)
-    done = subprocess.run(
-        [*USERVPN, "run", "-c", str(config)],
-        capture_output=True, text=True, timeout=20, check=False,
-    )  # fmt: skip
+    done = run_refused(mesh.folder / "in-use.toml", text)
     assert done.returncode == 1
     assert str(mesh.server_port) in done.stderr and "Traceback" not in done.stderr
 

@@ -4,16 +4,7 @@ from __future__ import annotations
 
 import subprocess
 
-import pytest
-
-from mesh import BLOCK, USERVPN, NodeProcess, Site, client_text, free_port, server_text, wait_until
-
-
-@pytest.fixture(scope="module")
-def site():
-    with Site() as server:
-        yield server
-        server.shutdown()
+from mesh import BLOCK, USERVPN, NodeProcess, client_text, curl, free_port, server_text, wait_until
 
 
 def _server(folder, number: int, ports: dict[int, int]) -> NodeProcess:
@@ -47,13 +38,10 @@ def test_a_client_of_one_server_finds_the_others_and_outlives_it(site, tmp_path)
         assert nodes[3].status()["nodes"][-1]["name"] == "laptop"
 
         def fetch(user: str = "") -> bytes:
-            proxy = f"socks5h://{user}127.0.0.1:{entry}"
-            return subprocess.run(
-                ["curl", "-sS", "-m", "10", "-x", proxy, f"http://127.0.0.1:{site.port}/5000"],
-                capture_output=True, timeout=20, check=False,
-            ).stdout  # fmt: skip
+            url = f"http://127.0.0.1:{site.port}/5000"
+            return curl(entry, url, user=user, timeout=10).stdout
 
-        assert fetch("exit%3D3:x@") == BLOCK[:5000]
+        assert fetch("exit%3D3:x") == BLOCK[:5000]
         shown = subprocess.run(
             [*USERVPN, "nodes", "-c", str(client.config)],
             capture_output=True, text=True, timeout=20, check=True,

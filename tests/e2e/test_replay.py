@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import tempfile
-from pathlib import Path
 
 import pytest
 
@@ -18,18 +16,11 @@ MIB = 1 << 20
 
 @pytest.fixture
 def mesh():
-    made = Mesh(Path(tempfile.mkdtemp(prefix="uv")), with_cutter=True)
+    made = Mesh(with_cutter=True)
     yield made
     logs = [node.log.read_text() for node in (made.client, made.server)]
     made.close()
     assert not any("Traceback" in log or "broke the protocol" in log for log in logs)
-
-
-@pytest.fixture
-def site():
-    with Site() as server:
-        yield server
-        server.shutdown()
 
 
 def _restart_client(mesh: Mesh) -> None:

@@ -7,12 +7,9 @@ link, one of another client, whose link nobody touches.
 from __future__ import annotations
 
 import base64
-import hashlib
 import random
-import tempfile
 import threading
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -38,16 +35,9 @@ SIZE = 24 * MIB
 
 
 @pytest.fixture(scope="module")
-def site():
-    with Site() as server:
-        yield server
-        server.shutdown()
-
-
-@pytest.fixture(scope="module")
 def shared():
     """A mesh whose client is behind a forwarder, and a second client that is not."""
-    made = Mesh(Path(tempfile.mkdtemp(prefix="uv")), with_cutter=True)
+    made = Mesh(with_cutter=True)
     entry = free_port()
     text = client_text(made.folder / "9", entry, {1: made.server_port})
     other = NodeProcess(made.folder / "9", text)
@@ -82,11 +72,6 @@ def mesh(shared, quiet_mesh):
             *gaps
         )
     )
-
-
-def _download(mesh: Mesh, site: Site, size: int) -> None:
-    got = mesh.curl(f"http://127.0.0.1:{site.port}/{size}", timeout=100)
-    assert hashlib.sha256(got.stdout).hexdigest() == digest_of(size), (len(got.stdout), got.stderr)
 
 
 def _upload(mesh: Mesh, site: Site, size: int) -> None:
@@ -150,7 +135,7 @@ class Damage:
 def test_a_download_over_a_link_that_is_damaged_again_and_again(mesh, site, change):
     """What does not open is asked for again, over a new link where the old one lost its step."""
     mesh.cutter.mangle = damage = Damage(change, False, 5 * MIB, 4)
-    _download(mesh, site, SIZE)
+    mesh.download(site, SIZE)
     assert damage.count >= 3
 
 
@@ -241,7 +226,7 @@ def test_whole_messages_that_are_tampered_with_do_not_even_cost_the_link(mesh, s
         target=lambda: done.append(_upload(mesh, site, SIZE) is None), daemon=True
     )
     upload.start()
-    _download(mesh, site, SIZE)
+    mesh.download(site, SIZE)
     upload.join(100)
     assert done and messages.count > 5
     assert len(mesh.cutter.record) == 1, "the link was given up"

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import math
 import socket
-import tempfile
 import threading
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import pytest
 import socks
@@ -82,7 +80,7 @@ def test_the_statistics_tell_random_bytes_from_others():
 @pytest.fixture(scope="module")
 def capture():
     """Both flows of some hundred links, and of one that carries zeros and text both ways."""
-    mesh = Mesh(Path(tempfile.mkdtemp(prefix="uv")), with_cutter=True)
+    mesh = Mesh(with_cutter=True)
     more: list[NodeProcess] = []
     try:
         for number in range(11, 10 + CLIENTS):

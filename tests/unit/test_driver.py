@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import time
 
 import pytest
 import uvloop
 
+from drivers import make_driver
 from uservpn.errors import Fault
 from uservpn.links.base import LinkCaps
-from uservpn.node.node import CloseWanted, Node, NodeOptions
-from uservpn.runtime.driver import Driver
-from uservpn.wire.header import HeaderCodec
-from uservpn.wire.keys import KeyRing
+from uservpn.node.node import CloseWanted
 
 CAPS = LinkCaps("fake", 70_000, is_ordered=True, is_reliable=True)
 
@@ -33,9 +29,6 @@ class FakeLink:
 
     def room(self):
         return 1 << 19
-
-    def moved(self):
-        return False
 
     def send(self, batch):
         loop = asyncio.get_running_loop()
@@ -105,20 +98,6 @@ class Owner:
         self.reset = fault
 
 
-def _driver(plugin, node, servers, offer=None):
-    ring = KeyRing((bytes(32),))
-    now = time.monotonic()
-    core = Node(
-        NodeOptions(node, 1000 + node, servers),
-        ring,
-        HeaderCodec(ring),
-        os.urandom,
-        now=now,
-        wall_s=time.time() - now,
-    )
-    return Driver(core, {"fake": plugin}, asyncio.get_running_loop(), offer)
-
-
 def _run(main):
     async def bounded():
         async with asyncio.timeout(20):
@@ -141,9 +120,9 @@ def _pair(plugin):
         offered.append((stream, owner))
         server.kick()
 
-    server = _driver(plugin, 1, {}, offer)
+    server = make_driver({"fake": plugin}, 1, {}, offer)
     plugin.servers[1] = server
-    client = _driver(plugin, 7, {1: ("fake://127.0.0.1:1",)})
+    client = make_driver({"fake": plugin}, 7, {1: ("fake://127.0.0.1:1",)})
     return client, server, offered
 
 
@@ -168,7 +147,7 @@ def test_a_dial_that_ends_in_any_way_is_followed_by_another(trouble):
 
 def test_a_protocol_that_is_not_loaded_is_a_failed_dial():
     async def main():
-        client = _driver(FakePlugin(), 7, {1: ("other://127.0.0.1:1",)})
+        client = make_driver({"fake": FakePlugin()}, 7, {1: ("other://127.0.0.1:1",)})
         client.start()
         await _until(lambda: client.node.peers[1].contact.last_failure)
         assert "other" in client.node.peers[1].contact.last_failure

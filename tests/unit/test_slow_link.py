@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
-import time
 
 import pytest
 import uvloop
 
+from drivers import make_driver
 from uservpn.kit.endpoint import Endpoint
 from uservpn.links import tcp
 from uservpn.links.backlog import LIMIT_MAX, LIMIT_MIN, LIMIT_START, Backlog
 from uservpn.mesh import contact
-from uservpn.node.node import Node, NodeOptions
-from uservpn.runtime.driver import Driver
-from uservpn.wire.header import HeaderCodec
-from uservpn.wire.keys import KeyRing
 from world import World
 
 
@@ -162,20 +157,6 @@ class Owner:
         self.log.append((self.stream.id, -1))
 
 
-def _driver(node, servers, offer=None):
-    ring = KeyRing((bytes(32),))
-    now = time.monotonic()
-    core = Node(
-        NodeOptions(node, 1000 + node, servers),
-        ring,
-        HeaderCodec(ring),
-        os.urandom,
-        now=now,
-        wall_s=time.time() - now,
-    )
-    return Driver(core, {"tcp": tcp.PLUGIN}, asyncio.get_running_loop(), offer)
-
-
 async def _narrow(listener, target):
     """Passes what comes on to `target` at RATE, and answers at once."""
     loop = asyncio.get_running_loop()
@@ -233,7 +214,7 @@ def test_a_narrow_tcp_path_is_not_given_up_and_small_messages_pass(monkeypatch):
             server.node.tunnel(stream).accept(stream)
             server.kick()
 
-        server = _driver(1, {}, offer)
+        server = make_driver({"tcp": tcp.PLUGIN}, 1, {}, offer)
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         await server.listen(Endpoint.parse(f"tcp://127.0.0.1:{port}"))
@@ -244,7 +225,7 @@ def test_a_narrow_tcp_path_is_not_given_up_and_small_messages_pass(monkeypatch):
             listener.setblocking(False)
             forwarder = asyncio.get_running_loop().create_task(_narrow(listener, port))
             endpoint = f"tcp://127.0.0.1:{listener.getsockname()[1]}"
-            client = _driver(7, {1: (endpoint,)})
+            client = make_driver({"tcp": tcp.PLUGIN}, 7, {1: (endpoint,)})
             client.start()
             try:
                 await _compare(client, log)
