@@ -13,10 +13,12 @@ from uservpn.mesh.directory import DROP_S, STALE_S, Directory, Merge, packed, un
 from uservpn.mesh.gossip import MESSAGE_MAX, Gossip
 from uservpn.mesh.records import (
     RECORD_SIZE_MAX,
+    Edge,
     EndpointKind,
     Known,
     Record,
     Role,
+    coarse,
     decode,
 )
 
@@ -24,6 +26,7 @@ FULL = Record(
     3, 77, 5, Role.SERVER | Role.EXIT, "Frankfurt", "DE", "0.1.0",
     (Known(EndpointKind.FIXED, "tcp://203.0.113.5:7000"),
      Known(EndpointKind.LOCAL, "udp://[2001:db8::1]:7000")),
+    (Edge(1, 0.0512), Edge(9, 6.5535)),
     b"later",
 )  # fmt: skip
 
@@ -33,10 +36,18 @@ def test_a_record_survives_its_bytes():
     longest = Record(
         254, 2**64 - 1, 2**32 - 1, Role(15), "n" * 64, "DE", "s" * 32,
         (Known(EndpointKind.FIXED, "quic+x://[2001:db8:ffff:ffff:ffff:ffff:ffff:ffff]:65535"),) * 12,
+        tuple(Edge(node, 1.0) for node in range(1, 49)),
     )  # fmt: skip
     assert decode(longest.encode()) == longest and len(longest.encode()) <= RECORD_SIZE_MAX
     cut = decode(Record(1, 1, name="ä" * 60, country="DEU").encode())
     assert cut.name == "ä" * 32 and cut.country == "DE"
+
+
+def test_a_round_trip_in_a_record_follows_the_network_not_its_noise():
+    assert len({coarse(0.1 + 0.001 * step) for step in range(-8, 9)}) <= 2
+    for rtt_s in (0.00001, 0.0007, 0.013, 0.2, 3.0):
+        assert abs(coarse(rtt_s) - rtt_s) <= max(0.0001, rtt_s / 4)
+    assert coarse(60.0) == 6.5535
 
 
 @given(st.binary(max_size=200))

@@ -1,8 +1,9 @@
 """A node's record: who it is and where it can be reached. Only its owner writes it.
 
 Layout (docs/wire.md, section Records): node 1, boot 8, version 4, roles 2; name, country, software,
-each with its length in a byte; a count of endpoints, each kind 1, length 1, text; then whatever a
-later version adds, which is kept and passed on as it is.
+each with its length in a byte; a count of endpoints, each kind 1, length 1, text; a count of links, each
+neighbour 1, round trip 2 (0.1 ms); then whatever a later version adds, which is kept and passed on
+as it is.
 """
 
 from __future__ import annotations
@@ -19,10 +20,14 @@ from uservpn.types import NODE_ID_MAX, NODE_ID_MIN, NodeId
 RECORD_SIZE_MAX: Final = 1000
 """Bytes of one record: it fits into a datagram."""
 ENDPOINTS_MAX: Final = 12
+LINKS_MAX: Final = 48
 NAME_SIZE_MAX: Final = 64
 COUNTRY_SIZE_MAX: Final = 2
 SOFTWARE_SIZE_MAX: Final = 32
 _HEAD: Final = struct.Struct(">BQIH")
+_LINK: Final = struct.Struct(">BH")
+_TICKS: Final = 10_000
+"""Of a round trip, in a second."""
 
 
 class Role(enum.IntFlag):
@@ -51,6 +56,14 @@ class Known(NamedTuple):
     endpoint: str
 
 
+class Edge(NamedTuple):
+    """A link that its owner keeps open."""
+
+    neighbour: NodeId
+    rtt_s: float
+    """Coarse on purpose (`coarse`): it changes seldom."""
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """What a node says of itself."""
@@ -64,6 +77,8 @@ class Record:
     country: str = ""
     software: str = ""
     endpoints: tuple[Known, ...] = ()
+    links: tuple[Edge, ...] = ()
+    """Those that it dialled and keeps, in the order of their neighbours."""
     extra: bytes = b""
     """What this version does not know."""
 
@@ -91,6 +106,9 @@ class Record:
         for kind, endpoint in endpoints:
             data = endpoint.encode()
             parts += (bytes((kind, len(data))), data)
+        links = self.links[:LINKS_MAX]
+        parts.append(bytes((len(links),)))
+        parts += [_LINK.pack(node, min(round(rtt_s * _TICKS), 0xFFFF)) for node, rtt_s in links]
         parts.append(self.extra)
         return b"".join(parts)
 
@@ -117,6 +135,14 @@ def decode(data: bytes) -> Record:
             text, at = _text(data, at + 1, 255)
             if kind in set(EndpointKind):  # a later version's kind is none of ours
                 endpoints.append(Known(EndpointKind(kind), str(Endpoint.parse(text))))
+        link_count = data[at]
+        links_end = at + 1 + link_count * _LINK.size
+        if links_end > len(data) or link_count > LINKS_MAX:
+            raise PeerFault("the links of a record are cut off or too many")
+        links = tuple(
+            Edge(NodeId(neighbour), ticks / _TICKS)
+            for neighbour, ticks in _LINK.iter_unpack(data[at + 1 : links_end])
+        )
     except (struct.error, IndexError, UnicodeDecodeError, ValueError) as error:
         raise PeerFault(f"a record is malformed: {error}") from None
     if not NODE_ID_MIN <= node <= NODE_ID_MAX or count > ENDPOINTS_MAX:
@@ -130,8 +156,16 @@ def decode(data: bytes) -> Record:
         country,
         software,
         tuple(endpoints),
-        data[at:],
+        links,
+        data[links_end:],
     )
+
+
+def coarse(rtt_s: float) -> float:
+    """A round trip rounded to two binary digits: records follow the network, not its noise."""
+    ticks = max(1, round(rtt_s * _TICKS))
+    unit = 1 << max(0, ticks.bit_length() - 2)
+    return min((ticks + unit // 2) // unit * unit, 0xFFFF) / _TICKS
 
 
 def _text(data: bytes, at: int, size_max: int) -> tuple[str, int]:

@@ -51,6 +51,8 @@ class Kind(enum.IntEnum):
     """The origin stops now."""
     GOSSIP = 10
     """Records of nodes, or what helps to compare two lists of them (mesh/gossip.py)."""
+    UNREACHABLE = 11
+    """A relay tells the origin that a message could not go on (node/relay.py)."""
 
 
 # --- implementation -------------------------------------------------------------------------------

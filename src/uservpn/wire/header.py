@@ -94,6 +94,19 @@ class HeaderCodec:
         """48 bytes: the watermark and the sealed fields."""
         return self._seal(fields, None)
 
+    def reseal(self, header: Header, is_second: bool, stamp: bytes) -> bytes:
+        """The header as a relay sends it on: its own stamp set, under the key it came with."""
+        fields = b"".join(
+            (
+                header.associated,
+                bytes((header.hop1, header.hop2)),
+                header.stamp,
+                header.stamp_hop1 if is_second else stamp,
+                stamp if is_second else header.stamp_hop2,
+            )
+        )
+        return self._sivs[header.slot].encrypt(fields, None)
+
     def open(self, data: Buffer) -> Header | None:
         """The header in these 48 bytes, or None: not one of ours (or one with absurd fields)."""
         for slot, siv in enumerate(self._sivs):

@@ -16,12 +16,13 @@ from uservpn.wire.constants import WINDOW_MAX, WINDOW_START
 class ReplayWindow:
     """Exact duplicate detection for one (origin, boot, destination).
 
-    Memory: 8 bytes a slot, 64 slots at first, doubled as numbers grow, at most 65,536.
+    Memory: 8 bytes a slot, 64 slots at first, doubled as numbers grow, at most `size_max`.
     """
 
-    __slots__ = ("_mask", "_ring", "_shift")
+    __slots__ = ("_mask", "_ring", "_shift", "_size_max")
 
-    def __init__(self) -> None:
+    def __init__(self, size_max: int = WINDOW_MAX) -> None:
+        self._size_max = size_max
         self._ring = array("Q", bytes(8 * WINDOW_START))
         self._mask = WINDOW_START - 1
         self._shift = WINDOW_START.bit_length() - 1
@@ -37,7 +38,7 @@ class ReplayWindow:
         if self._ring[slot] > generation:
             return False
         self._ring[slot] = generation + 1
-        if generation >= 4 and self._mask + 1 < WINDOW_MAX:
+        if generation >= 4 and self._mask + 1 < self._size_max:
             self._double()
         return True
 

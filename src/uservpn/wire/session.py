@@ -88,11 +88,18 @@ class Session:
         return self._number > NUMBER_MAX - NUMBERS_KEPT
 
     def seal(
-        self, kind: int, payload: Buffer, stamp: bytes, wall_ms: int, boot: int = 0
+        self,
+        kind: int,
+        payload: Buffer,
+        stamp: bytes,
+        wall_ms: int,
+        boot: int = 0,
+        hops: int = 0,
     ) -> tuple[bytes, bytes]:
         """Header and sealed payload of a new message; never the same number twice (see `is_spent`).
 
-        `boot` binds the message to a boot that a header only claims so far, instead of `peer_boot`.
+        `boot` binds the message to a boot that a header only claims so far, instead of `peer_boot`;
+        `hops` are the relays it goes over, as hop1 << 8 | hop2.
         """
         number = self._number
         assert number <= NUMBER_MAX, "a nonce would repeat"
@@ -104,7 +111,7 @@ class Session:
         else:
             payload = b"".join((wall_ms.to_bytes(_TIME_SIZE, "big"), payload))
         fields = pack_fields(
-            flags, self._me, self.peer, len(payload) + TAG_SIZE, self._my_boot, number, stamp
+            flags, self._me, self.peer, len(payload) + TAG_SIZE, self._my_boot, number, stamp, hops
         )
         body = self._aead_out.encrypt(
             number.to_bytes(12, "big"), payload, fields[:ASSOCIATED_SIZE] + bound_to
