@@ -88,7 +88,7 @@ def _entry_address(config: Config) -> Address | None:
 
 def _described(config: Config) -> dict[str, Any]:
     """The fields of this node's record that the configuration tells."""
-    roles = Role.NONE
+    roles = Role.RELAY
     for role, is_played in (
         (Role.SERVER, bool(config.node.public)),
         (Role.EXIT, config.exit.enabled),
@@ -238,7 +238,7 @@ class Service:
                     "streams": len(tunnel.streams),
                     "cache_bytes": tunnel.cache_size,
                     "resent": tunnel.resent_count,
-                    "relayed_bytes": 0,
+                    "relayed_bytes": peer.relayed_bytes,
                     "direct_bytes": sum(
                         self.driver.links[s.link].bytes_in + self.driver.links[s.link].bytes_out
                         for s in peer.contact.links
@@ -319,7 +319,7 @@ class Service:
                     else ["server"] * bool(endpoints),
                     "state": state,
                     "rtt_ms": _ms(links[0].rtt_s) if links else None,
-                    "route": [number] if links else [],
+                    "route": [*node.links[links[0].link].hops, number] if links else [],
                     "endpoints": [known.endpoint for known in record.endpoints]
                     if record and record.endpoints
                     else list(endpoints),
@@ -355,10 +355,10 @@ class Service:
 
     def _is_exit(self, node: NodeId) -> bool:
         """Is it on the list, as an exit that can be dialled or is linked?"""
-        record, peer = self.node.directory.get(node), self.node.peers.get(node)
-        if record is None or peer is None or not record.roles & Role.EXIT:
+        record = self.node.directory.get(node)
+        if record is None or not record.roles & Role.EXIT:
             return False
-        return bool(peer.contact.endpoints or peer.contact.links)
+        return self.node.can_reach(node, monotonic())
 
     def _is_linked(self, node: NodeId) -> bool:
         peer = self.node.peers.get(node)

@@ -34,7 +34,7 @@ def test_a_client_of_one_server_finds_the_others_and_outlives_it(site, tmp_path)
         wait_until(lambda: list(_states(client).values()) == ["up"] * 3)
         rows = {row["id"]: row for row in client.status()["nodes"]}
         assert rows[3]["name"] == "s3" and rows[3]["country"] == "DE"
-        assert rows[3]["roles"] == ["server", "exit"] and rows[3]["software"]
+        assert rows[3]["roles"] == ["server", "exit", "relay"] and rows[3]["software"]
         assert nodes[3].status()["nodes"][-1]["name"] == "laptop"
 
         def fetch(user: str = "") -> bytes:
@@ -63,3 +63,31 @@ def test_a_client_of_one_server_finds_the_others_and_outlives_it(site, tmp_path)
         for node in reversed(nodes.values()):
             node.stop()
     assert "Traceback" not in "".join(node.log.read_text() for node in nodes.values())
+
+
+def test_an_exit_that_only_dials_out_is_reached_over_the_server(site, tmp_path):
+    """R13: as behind a NAT: node 60 listens nowhere; the server between passes on what it cannot read."""
+    port, entry = free_port(), free_port()
+    exit = client_text(tmp_path / "60", free_port(), {1: port}).split("[entry]")[0]
+    nodes = [
+        _server(tmp_path, 1, {1: port}),
+        NodeProcess(tmp_path / "60", exit + '[exit]\nenabled = true\nallow = ["127.0.0.0/8"]\n'),
+        NodeProcess(tmp_path / "7", client_text(tmp_path / "7", entry, {1: port})),
+    ]
+    try:
+        client = nodes[2]
+        wait_until(lambda: 60 in _states(client))
+
+        def fetch() -> bytes:
+            url = f"http://127.0.0.1:{site.port}/3000000"
+            return curl(entry, url, user="exit%3D60:x", timeout=20).stdout
+
+        wait_until(lambda: fetch() == (BLOCK * 3)[:3_000_000])
+        row = next(row for row in client.status()["nodes"] if row["id"] == 60)
+        assert row["route"] == [1, 60] and row["state"] == "up"
+        tunnels = {row["peer"]: row for row in nodes[1].status()["tunnels"]}
+        assert tunnels[7]["relayed_bytes"] > 3_000_000 and tunnels[7]["direct_bytes"] == 0
+    finally:
+        for node in reversed(nodes):
+            node.stop()
+    assert "Traceback" not in "".join(node.log.read_text() for node in nodes)

@@ -82,10 +82,15 @@ class LinkState:
     """While streams wait on a silent link: how much silence until it is probed; doubles."""
     rtt_s: float | None = None
     """Smoothed round trip of this link (RFC 6298, alpha 1/8)."""
+    relayed: bool = False
+    """It goes over other nodes: used while no direct one carries."""
 
 
 class Contact:
-    """Links and dials to one peer. `links` is in order of preference: the newest heard from first."""
+    """Links and dials to one peer.
+
+    `links` is in order of preference: direct ones first, among equals the newest heard from.
+    """
 
     def __init__(
         self,
@@ -117,22 +122,31 @@ class Contact:
     # --- outside events --------------------------------------------------------------------------
 
     def link_up(
-        self, link: LinkId, protocol: str, endpoint: str, dialled: bool, now: float
+        self,
+        link: LinkId,
+        protocol: str,
+        endpoint: str,
+        dialled: bool,
+        now: float,
+        relayed: bool = False,
     ) -> LinkState:
         """A link to the peer is open (for one we did not dial: and proved to be the peer's)."""
-        if not dialled:  # the peer dials one link of a kind at a time: an older one is dead
+        if (
+            not dialled and not relayed
+        ):  # the peer dials one link of a kind at a time: an older one is dead
             for state in self.links:
                 if not state.dialled and state.protocol == protocol:
                     self._plans.append(GiveUp(state.link))
         self._dialling.pop(endpoint, None)
-        state = LinkState(link, protocol, dialled, endpoint, now, now, now)
+        state = LinkState(link, protocol, dialled, endpoint, now, now, now, relayed=relayed)
         state.early_s = self._jitter(self._keepalive_s / 10)
         self.used(state, now)
         if dialled:
             state.owed_since = now  # it has to answer once: a wrong key would never
         self.links.append(state)  # `heard` brings it to the front: an unproved one waits behind
-        self._refused.clear()
-        self._dial_at = None
+        if not relayed:
+            self._refused.clear()
+            self._dial_at = None
         return state
 
     def link_down(self, link: LinkId, now: float) -> None:
@@ -141,11 +155,14 @@ class Contact:
         if state is None:
             return
         self.links.remove(state)
-        if state.dialled and now < state.up_at + SHORT_LIFE_S:
+        if state.dialled and not state.relayed and now < state.up_at + SHORT_LIFE_S:
             self._failures += 1
-        if not self.links:
-            if self._lost_at is None:
-                self._lost_at = now
+        if not self.links and self._lost_at is None:
+            self._lost_at = now
+        if state.relayed:
+            if not self.links:
+                self._judge()
+        elif self.direct() is None:
             self._refused.clear()
             if self.endpoints and (self.is_kept or self.has_streams):
                 self._dial_at = now if self._failures == 0 else now + self._backoff()
@@ -156,10 +173,12 @@ class Contact:
         self._lost_at = None
         state.owed_since = None
         state.probed = False
-        self._failures = 0
+        if not state.relayed:
+            self._failures = 0
         if self.links[0] is not state:
             self.links.remove(state)
-            self.links.insert(0, state)
+            place = sum(1 for other in self.links if not other.relayed) if state.relayed else 0
+            self.links.insert(place, state)
 
     def progress(self, state: LinkState, now: float) -> None:
         """Bytes moved on this link, though no whole message yet."""
@@ -183,10 +202,10 @@ class Contact:
         self.last_failure = f"{endpoint}: {detail}"
         if refused:
             self._refused.add(endpoint)
-        if self._dialling or self.links:
+        if self._dialling or self.direct() is not None:
             return
-        if self.has_streams and self._refused.issuperset(self.endpoints):
-            self._plans.append(Dead("refused"))
+        if not self.links:
+            self._judge()
         self._failures += 1
         if self.is_kept or self.has_streams:
             self._dial_at = now + self._backoff()
@@ -209,8 +228,16 @@ class Contact:
 
     def want(self, now: float) -> None:
         """Somebody needs the peer now: no waiting for the back-off."""
-        if not self.links and not self._dialling and self.endpoints:
+        if self.direct() is None and not self._dialling and self.endpoints:
             self._dial(now)
+
+    def direct(self) -> LinkState | None:
+        """The preferred link that goes over nobody else."""
+        return self.links[0] if self.links and not self.links[0].relayed else None
+
+    def best(self) -> LinkState:
+        """The link to send over: the preferred one that is not silent. There must be one."""
+        return next((state for state in self.links if not state.probed), self.links[0])
 
     def wake(self, now: float) -> None:
         """After sleep, or when the network changed: one try of everything, at once."""
@@ -298,6 +325,12 @@ class Contact:
             self._plans = []
         return plans
 
+    def _judge(self) -> None:
+        """No link is left: did every endpoint refuse?"""
+        refused = bool(self._refused) and self._refused.issuperset(self.endpoints)
+        if self.has_streams and refused:
+            self._plans.append(Dead("refused"))
+
     def _give_up_dialled(self) -> None:
         self._plans += [GiveUp(state.link) for state in self.links if state.dialled]
 
@@ -316,6 +349,7 @@ class Contact:
                 self._plans.append(Dial(endpoint))
 
     def _backoff(self) -> float:
-        most = BACKOFF_BUSY_MAX_S if self.has_streams else BACKOFF_MAX_S
+        is_waiting = self.has_streams and not self.links
+        most = BACKOFF_BUSY_MAX_S if is_waiting else BACKOFF_MAX_S
         delay = min(most, BACKOFF_START_S * 2.0 ** min(self._failures - 1, 16))
         return delay * (0.5 + self._jitter(0.5))

@@ -21,7 +21,10 @@ from uservpn.mesh import topology
 from uservpn.mesh.contact import Contact, Dead, Dial, GiveUp, LinkState, Probe
 from uservpn.mesh.directory import Directory
 from uservpn.mesh.gossip import DIGEST, Gossip
-from uservpn.mesh.records import Record, Role
+from uservpn.mesh.records import Edge, Record, Role, coarse
+from uservpn.mesh.routes import Route, Routes
+from uservpn.node.relay import Reason, Relay, next_hop
+from uservpn.tunnel import limits
 from uservpn.tunnel.events import Event
 from uservpn.tunnel.stream import Stream, StreamOwner
 from uservpn.tunnel.tunnel import Tunnel
@@ -50,6 +53,15 @@ CUT_MIN: Final = 1 << 12
 """Messages are cut to the room of a link that has less than CUT_BELOW, never below CUT_MIN."""
 NOTICE_EVERY_S: Final = 0.2
 CHALLENGE_SIZE: Final = 16
+ROUTE_AFTER_S: Final = 1.0
+"""Streams that wait so long for a direct link take a relayed one, until there is a direct one."""
+RELAYED_MAX: Final = 8
+"""Ways to one peer at a time."""
+RELAYED_WINDOW: Final = 2 << 20
+"""Unconfirmed bytes of one tunnel on its way over relays: half of what a relay queues."""
+RELAYED_ACK: Final = 256 << 10
+TELL_EVERY_S: Final = 0.2
+TOLD_MAX: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +111,15 @@ class LinkEntry:
     remote: str
     peer: Peer | None = None
     state: LinkState | None = None
+    hops: Route = ()
+    """The relays it goes over; none: a link of the driver."""
+
+    @property
+    def hops_code(self) -> int:
+        """The hops as the wire has them."""
+        if not self.hops:
+            return 0
+        return self.hops[0] << 8 | (self.hops[1] if len(self.hops) > 1 else 0)
 
 
 class Peer:
@@ -118,11 +139,16 @@ class Peer:
         self.is_neighbour = False
         """It is linked, and gossip knows."""
         self.skew_told = False
+        self.route_at: float | None = None
+        """When a relayed way is sought, if there is no direct link by then."""
+        self.is_onward = False
+        """Messages of others wait to be passed on to it."""
+        self.relayed_bytes = 0
         self.fault = ""
 
     def has_work(self) -> bool:
         """Would a take return something, now or when a link has room again?"""
-        if self.outbox or self.contact.has_plans() or self.tunnel.has_events():
+        if self.outbox or self.is_onward or self.contact.has_plans() or self.tunnel.has_events():
             return True
         return bool(self.contact.links) and self.tunnel.has_outgoing()
 
@@ -170,6 +196,12 @@ class Node:
         own = options.record or Record(options.node, options.boot)
         self.directory = Directory(own, now)
         self.gossip = Gossip(self.directory, self._jitter, now)
+        self.routes = Routes(options.node)
+        self.relay = Relay(options.node)
+        self._map_generation = -1
+        self._relayed: dict[tuple[NodeId, Route], LinkId] = {}
+        self._last_relayed = 0
+        self._told_at: dict[tuple[int, int], float] = {}
         for peer in options.servers:
             self._peer(peer)
 
@@ -188,13 +220,22 @@ class Node:
             raise StreamFault(Fault.EXIT_DEAD, f"node {exit} is not known")
         if peer.session.is_spent:
             raise StreamFault(Fault.EXIT_DEAD, f"numbers to node {exit} have run out")
-        if not peer.contact.links and not peer.contact.endpoints:
+        if not self.can_reach(exit, now):
             raise StreamFault(Fault.EXIT_DEAD, f"there is no link to node {exit}")
         self._touch(peer)
         peer.contact.has_streams = bool(peer.tunnel.streams)
         stream = peer.tunnel.open(host, port, owner)
         peer.contact.want_stream(now)
+        if peer.contact.direct() is None and peer.route_at is None:
+            peer.route_at = now + ROUTE_AFTER_S if peer.contact.endpoints else now
         return stream
+
+    def can_reach(self, node: NodeId, now: float) -> bool:
+        """Is there a link, an endpoint to dial, or a relay that is linked with it?"""
+        peer = self.peers.get(node)
+        if peer is not None and (peer.contact.links or peer.contact.endpoints):
+            return True
+        return bool(self.routes.neighbours(node, now))
 
     def tunnel(self, stream: Stream) -> Tunnel:
         """The tunnel that carries `stream`; ask anew for each use, which the next takes look at."""
@@ -247,7 +288,8 @@ class Node:
         for peer in self.peers.values():
             self._touch(peer)
             for state in peer.contact.links:
-                peer.outbox.append((state.link, Kind.GOODBYE, b"", 0))
+                if not state.relayed or peer.tunnel.streams:
+                    peer.outbox.append((state.link, Kind.GOODBYE, b"", 0))
 
     # --- links -----------------------------------------------------------------------------------
 
@@ -266,14 +308,20 @@ class Node:
         """A link is gone."""
         entry = self.links.pop(link, None)
         self._unproven.pop(link, None)
+        if entry is not None and entry.hops:
+            self._relayed = {key: kept for key, kept in self._relayed.items() if kept != link}
         if entry is not None and entry.peer is not None:
             peer = entry.peer
             self._touch(peer)
+            peer.contact.has_streams = bool(peer.tunnel.streams)
             peer.contact.link_down(link, now)
-            if peer.is_neighbour and not peer.contact.links:
+            if peer.is_neighbour and peer.contact.direct() is None:
                 peer.is_neighbour = False
                 self.gossip.link_down(peer.id)
+                self._neighbour_lost(peer, now)
                 self._arrange(now)
+            if peer.tunnel.streams and peer.contact.direct() is None:
+                self._seek_route(peer, now)
             if peer.contact.links:
                 peer.tunnel.link_lost()
             else:
@@ -287,6 +335,8 @@ class Node:
         known = self.peers[peer]
         self._touch(known)
         known.contact.has_streams = bool(known.tunnel.streams)
+        if known.tunnel.streams:
+            self._seek_route(known, now)  # before it is judged that nothing is left
         known.contact.dial_failed(endpoint, refused, detail, now)
         self._arrange(now)
 
@@ -299,7 +349,12 @@ class Node:
 
     def receive(self, link: LinkId, header: Header, body: Buffer, now: float) -> None:
         """A message whose header is genuine. Stale, forged and foreign ones have no effect."""
-        if header.destination != self.options.node or header.origin == self.options.node:
+        if header.destination != self.options.node:
+            self._pass(link, header, body, now)
+            return
+        if header.hop1:
+            link = self._arrival(link, header, now)
+        if header.origin == self.options.node or not link:
             self.counters.misdirected += 1
             return
         peer = self._touched[header.origin] = self._peer(NodeId(header.origin))
@@ -352,6 +407,10 @@ class Node:
         for peer in self._touched.values():
             peer.contact.has_streams = bool(peer.tunnel.streams)
             peer.contact.on_deadline(now)
+            if peer.route_at is not None and now >= peer.route_at:
+                peer.route_at = None
+                if peer.tunnel.streams and peer.contact.direct() is None:
+                    self._seek_route(peer, now)
             if peer.contact.links:
                 self.directory.heard(peer.id, peer.contact.heard_at or 0.0)
                 peer.tunnel.on_deadline(now)
@@ -396,6 +455,8 @@ class Node:
         out: list[tuple[LinkId, list[bytes]]] = []
         for peer in self._touched.values():
             tunnel = peer.tunnel
+            if peer.is_onward:
+                self._take_relayed(peer, room, out, now)
             if not peer.outbox and not tunnel.has_outgoing():
                 continue
             if peer.session.is_spent:
@@ -407,28 +468,40 @@ class Node:
             seal = peer.session.seal
             while peer.outbox:
                 link, kind, payload, boot = peer.outbox.popleft()
-                if link in self.links and room(link) > -OVERRUN_MAX:
-                    out.append((link, list(seal(kind, payload, stamp, wall_ms, boot))))
+                carrier = self._carrier(link)
+                if carrier is not None and room(carrier) > -OVERRUN_MAX:
                     entry = self.links[link]
+                    sealed = seal(kind, payload, stamp, wall_ms, boot, entry.hops_code)
+                    out.append((carrier, list(sealed)))
                     if entry.state is not None:
                         peer.contact.sent(entry.state, kind == Kind.PROBE, now)
             links = peer.contact.links
             if not links:
                 continue
             state = links[0]
+            if state.probed:
+                state = peer.contact.best()
             entry = self.links[state.link]
-            free = room(state.link)
+            carrier = self._carrier(state.link) if entry.hops else state.link
+            if carrier is None:
+                continue
+            free = room(carrier)
             if free <= -OVERRUN_MAX:
                 continue
             size_max = entry.size_max
             if free < CUT_BELOW:  # a slow link: no message is longer than what it takes now
                 size_max = min(size_max, max(CUT_MIN, free))
+            hops = entry.hops_code
+            if hops:
+                free = min(free, RELAYED_WINDOW - tunnel.cache_size)
             messages = tunnel.take_messages(free, size_max, state.link, now)
             if messages:
                 batch: list[bytes] = []
                 for kind, data in messages:
-                    batch += seal(kind, data, stamp, wall_ms)
-                out.append((state.link, batch))
+                    batch += seal(kind, data, stamp, wall_ms, 0, hops)
+                out.append((carrier, batch))
+                if hops:
+                    peer.relayed_bytes += sum(map(len, batch))
                 peer.contact.used(state, now)
                 peer.contact.sent(state, tunnel.cache_size > 0, now)
         return out
@@ -444,6 +517,8 @@ class Node:
         contact = peer.contact
         contact.has_streams = bool(peer.tunnel.streams)
         due = contact.next_deadline()
+        if peer.route_at is not None and (due is None or peer.route_at < due):
+            due = peer.route_at
         other = peer.tunnel.next_deadline() if contact.links else None
         if due is None or (other is not None and other < due):
             return other
@@ -469,17 +544,21 @@ class Node:
     def _learn(self, record: Record) -> None:
         """A record came, or changed: where its node can be dialled. `_arrange` after the last."""
         node = record.node
+        self.routes.forgive(node)
         if node != self.options.node and node not in self._servers:
             self._peer(node).contact.endpoints = record.fixed_endpoints()
 
     def _arrange(self, now: float) -> None:
         """Decides anew whom to keep a link to, and dials who is missing."""
         me = self.options.node
+        if self._map_generation != self.directory.generation:
+            self._map_generation = self.directory.generation
+            self.routes.learn(self.directory)
         servers = [record.node for record in self.directory if record.fixed_endpoints()]
         if self.directory.own.roles & Role.SERVER:
             kept = topology.kept_by_server(me, servers) | set(self._servers)
         else:
-            linked = {NodeId(n) for n, peer in self.peers.items() if peer.contact.links}
+            linked = {NodeId(n) for n, peer in self.peers.items() if peer.contact.direct()}
             kept = topology.kept_by_other(me, set(self._servers), servers, linked)
         for peer in self.peers.values():
             was_kept = peer.contact.is_kept
@@ -488,6 +567,10 @@ class Node:
                 self._touch(peer)
                 if not was_kept:
                     peer.contact.want(now)
+        self._advertise(now)
+        for peer in self.peers.values():  # who waited for a way may have one now
+            if peer.tunnel.streams and not peer.contact.links:
+                self._seek_route(peer, now)
 
     def _forget(self, node: NodeId) -> None:
         """A node was dropped from the list: it is dialled no more."""
@@ -500,11 +583,11 @@ class Node:
         """Gossip messages go to their neighbours' first links."""
         for node, payload in self.gossip.take_messages():
             peer = self.peers.get(node)
-            if peer is not None and peer.contact.links:
+            state = peer.contact.direct() if peer is not None else None
+            if peer is not None and state is not None:
                 self._touch(peer)
                 pad = self._random_below(64) if payload[0] == DIGEST else 0
-                link = peer.contact.links[0].link
-                peer.outbox.append((link, Kind.GOSSIP, payload + bytes(pad), 0))
+                peer.outbox.append((state.link, Kind.GOSSIP, payload + bytes(pad), 0))
 
     def _new_tunnel(self, node: NodeId) -> Tunnel:
         return Tunnel(self.options.node, node, self._random_below)
@@ -523,7 +606,10 @@ class Node:
         was_linked = bool(peer.contact.links)
         self._unproven.pop(link, None)
         entry.peer = peer
-        entry.state = peer.contact.link_up(link, entry.protocol, endpoint, dialled, now)
+        entry.state = peer.contact.link_up(
+            link, entry.protocol, endpoint, dialled, now, bool(entry.hops)
+        )
+        peer.tunnel.ack_size = RELAYED_ACK if entry.hops else limits.ACK_SIZE
         if not was_linked or not dialled:
             peer.tunnel.link_up()
         self._probe(peer, link, now)
@@ -546,6 +632,10 @@ class Node:
                     peer.outbox.append((link, Kind.KEEPALIVE, bytes(self._random_below(64)), 0))
                 case Probe(link, False):
                     self._probe(peer, link, now)
+                    if peer.tunnel.streams and peer.contact.best().probed:
+                        self._seek_route(peer, now)
+                case GiveUp(link) if link < 0:
+                    self.link_down(link, "no answer over relays", now)
                 case GiveUp(link):
                     self._events.append(CloseWanted(link))
                 case Dead(reason):
@@ -622,7 +712,7 @@ class Node:
             self._bind(link, entry, peer, False, entry.remote, now)
         assert entry.state is not None
         peer.contact.heard(entry.state, now)
-        if not peer.is_neighbour:
+        if not peer.is_neighbour and not entry.hops:
             peer.is_neighbour = True
             self.gossip.link_up(peer.id)
             self._pass_on()
@@ -645,6 +735,9 @@ class Node:
             if probe is not None and probe[0] == link:
                 peer.contact.measured(entry.state, now - probe[1])
                 peer.tunnel.rtt_s = entry.state.rtt_s or peer.tunnel.rtt_s
+                self._advertise(now)
+        elif kind == Kind.UNREACHABLE:
+            self._hear_unreachable(peer, payload, now)
         elif kind == Kind.CHALLENGE:
             if peer.session.first_boot == peer.session.peer_boot:
                 peer.outbox.append((link, Kind.ECHO, payload[:CHALLENGE_SIZE], 0))
@@ -653,6 +746,179 @@ class Node:
         elif kind == Kind.GOODBYE:
             self._end_streams(peer, f"node {peer.id} stops")
             self._events.append(CloseWanted(link))
+
+    # --- relays and routes -----------------------------------------------------------------------
+
+    def _pass(self, link: LinkId, header: Header, body: Buffer, now: float) -> None:
+        """A message on its way over this node, or one that has no business here."""
+        ends = next_hop(header, self.options.node)
+        entry = self.links.get(link)
+        if ends is None or entry is None or entry.peer is None or entry.peer.id != ends[0]:
+            self.counters.misdirected += 1
+            self.relay.counters.misrouted += ends is not None
+            return
+        if not self.relay.freshness.admit(header):
+            self.relay.counters.stale += 1
+            return
+        onward = self.peers.get(ends[1])
+        state = onward.contact.direct() if onward is not None else None
+        if onward is None or state is None:
+            self._tell_unreachable(header, ends[1], Reason.NO_LINK, 0, now)
+            return
+        size_max = self.links[state.link].size_max
+        if header.length > size_max + TAG_SIZE + 64:
+            self._tell_unreachable(header, ends[1], Reason.TOO_LARGE, size_max, now)
+            return
+        self.relay.put(header, bytes(body), ends[1], now)
+        onward.is_onward = True
+        self._touch(onward)
+
+    def _take_relayed(
+        self,
+        peer: Peer,
+        room: Callable[[LinkId], int],
+        out: list[tuple[LinkId, list[bytes]]],
+        now: float,
+    ) -> None:
+        """What waits for this neighbour, as far as its link has room."""
+        state = peer.contact.direct()
+        if state is None:
+            return  # `_neighbour_lost` has emptied the queue
+        stamp = (int((now + self.wall_s) * 1000) & STAMP_MASK).to_bytes(3, "big")
+        batch: list[bytes] = []
+        for waiting in self.relay.take(peer.id, room(state.link), now):
+            batch += (self.codec.reseal(waiting.header, waiting.is_second, stamp), waiting.body)
+        peer.is_onward = peer.id in self.relay.queues
+        if batch:
+            out.append((state.link, batch))
+            peer.contact.used(state, now)
+            peer.contact.sent(state, False, now)
+
+    def _tell_unreachable(
+        self, header: Header, to: int, reason: Reason, size_max: int, now: float
+    ) -> None:
+        """The origin learns that its message did not go on, a few times a second at most."""
+        self.relay.counters.unreachable += 1
+        pair = header.origin, header.destination
+        if now < self._told_at.get(pair, now) + TELL_EVERY_S and pair in self._told_at:
+            return
+        if len(self._told_at) >= TOLD_MAX:
+            self._told_at.clear()
+        self._told_at[pair] = now
+        origin = self._peer(NodeId(header.origin))
+        link: LinkId | None
+        if header.hop1 == self.options.node:
+            state = origin.contact.direct()
+            link = state.link if state is not None else None
+        else:
+            link = self._relayed_link(origin.id, (NodeId(header.hop1),), now)
+        if link is not None:
+            self._touch(origin)
+            payload = bytes((header.destination, to, reason)) + size_max.to_bytes(4, "big")
+            origin.outbox.append((link, Kind.UNREACHABLE, payload, header.boot))
+
+    def _hear_unreachable(self, relay: Peer, payload: bytes, now: float) -> None:
+        """A relay could not pass a message of ours on: another way, or smaller messages."""
+        if len(payload) < 7:
+            self.counters.peer_faults += 1
+            return
+        to, reason = NodeId(payload[1]), payload[2]
+        if reason == Reason.NO_LINK:
+            self.routes.avoid(relay.id, to, now)
+        for (destination, hops), link in list(self._relayed.items()):
+            way = (*hops, destination)
+            if relay.id not in hops or way[way.index(relay.id) + 1] != to:
+                continue
+            if reason == Reason.NO_LINK:
+                self.link_down(link, f"node {relay.id} has no link to node {to}", now)
+            elif reason == Reason.TOO_LARGE:
+                entry = self.links[link]
+                size_max = int.from_bytes(payload[3:7], "big")
+                entry.size_max = max(CUT_MIN, min(entry.size_max, size_max))
+
+    def _arrival(self, link: LinkId, header: Header, now: float) -> LinkId:
+        """The relayed link that a message to us came by; 0: it cannot have come this way."""
+        hops: Route = tuple(NodeId(hop) for hop in (header.hop2, header.hop1) if hop)
+        entry = self.links.get(link)
+        way = {header.origin, *hops, self.options.node}
+        if entry is None or entry.peer is None or entry.peer.id != hops[0]:
+            return LinkId(0)
+        if len(way) != len(hops) + 2:
+            return LinkId(0)
+        return self._relayed_link(NodeId(header.origin), hops, now) or LinkId(0)
+
+    def _relayed_link(self, peer: NodeId, hops: Route, now: float) -> LinkId | None:
+        """The link to `peer` over these relays, made if need be; None: too many, or no first hop."""
+        link = self._relayed.get((peer, hops))
+        if link is not None:
+            return link
+        first = self.peers.get(hops[0])
+        state = first.contact.direct() if first is not None else None
+        if state is None or sum(1 for node, _ in self._relayed if node == peer) >= RELAYED_MAX:
+            return None
+        self._last_relayed -= 1
+        link = self._relayed[peer, hops] = LinkId(self._last_relayed)
+        text = "relay:" + ",".join(map(str, hops))
+        size_max = self.links[state.link].size_max
+        self.links[link] = LinkEntry(size_max, "relay", text, hops=hops)
+        self._unproven[link] = now + UNPROVEN_S
+        return link
+
+    def _carrier(self, link: LinkId) -> LinkId | None:
+        """The driver's link that carries this one; None: it is gone."""
+        entry = self.links.get(link)
+        if entry is None or not entry.hops:
+            return link if entry is not None else None
+        first = self.peers.get(entry.hops[0])
+        state = first.contact.direct() if first is not None else None
+        return state.link if state is not None else None
+
+    def _seek_route(self, peer: Peer, now: float) -> None:
+        """Opens a way over relays, unless one stands; where none is, dials who would be one."""
+        self._touch(peer)
+        if any(state.relayed and not state.probed for state in peer.contact.links):
+            return
+        linked = {
+            NodeId(node): state.rtt_s
+            for node, other in self.peers.items()
+            if other is not peer and (state := other.contact.direct()) and other.is_neighbour
+        }
+        for route in self.routes.find(peer.id, linked, now):
+            link = self._relayed_link(peer.id, route, now)
+            if link is None:
+                continue
+            entry = self.links[link]
+            if entry.peer is None:
+                self._bind(link, entry, peer, True, entry.remote, now)
+                return
+        for node in self.routes.neighbours(peer.id, now)[:2]:
+            if node not in linked and node != peer.id:
+                other = self._peer(node)
+                self._touch(other)
+                other.contact.want(now)
+
+    def _neighbour_lost(self, peer: Peer, now: float) -> None:
+        """The last direct link to it is gone: nothing goes over it, nor on to it."""
+        peer.is_onward = False
+        for waiting in self.relay.drop(peer.id):
+            self._tell_unreachable(waiting.header, peer.id, Reason.NO_LINK, 0, now)
+        for (_, hops), link in list(self._relayed.items()):
+            if hops[0] == peer.id:
+                self.link_down(link, f"lost node {peer.id} on the way", now)
+
+    def _advertise(self, now: float) -> None:
+        """This node's record tells the links it keeps, with coarse round trips."""
+        old = {edge.neighbour: edge.rtt_s for edge in self.directory.own.links}
+        links = []
+        for node in sorted(self.peers):
+            contact = self.peers[node].contact
+            state = contact.direct()
+            if state is None or not state.dialled or not contact.is_kept or state.rtt_s is None:
+                continue
+            known = old.get(NodeId(node), 0.0)
+            is_near = known / 1.5 <= state.rtt_s <= known * 1.5 or abs(state.rtt_s - known) < 0.005
+            links.append(Edge(NodeId(node), known if known and is_near else coarse(state.rtt_s)))
+        self.describe(now, links=tuple(links))
 
     def _hear_gossip(self, peer: Peer, link: LinkId, payload: bytes, now: float) -> None:
         try:

@@ -50,6 +50,8 @@ class Tunnel:
         self.opened_count = 0
         """Streams the peer has opened."""
         self.cache_size = 0
+        self.ack_size = limits.ACK_SIZE
+        """A report goes out at the latest after so many bytes."""
         self._random_below = random_below
         self._next_id = 2 if me < peer else 1
         self._mine = self._next_id & 1
@@ -235,10 +237,7 @@ class Tunnel:
                 self._above.add(seq, seq + 1)
             self._unreported_count += 1
             self._unreported_size += len(payload)
-            if (
-                self._unreported_count >= limits.ACK_COUNT
-                or self._unreported_size >= limits.ACK_SIZE
-            ):
+            if self._unreported_count >= limits.ACK_COUNT or self._unreported_size >= self.ack_size:
                 self._report_due = True
             elif self._report_at is None and not self._report_due:
                 self._report_at = now + limits.ACK_DELAY_S

@@ -1,0 +1,219 @@
+"""Relaying with the shipped `Node`: who cannot be reached directly is reached over others."""
+
+from __future__ import annotations
+
+import pytest
+
+from uservpn.errors import Fault
+from uservpn.mesh.records import EndpointKind, Known, Record, Role
+from uservpn.wire.constants import Kind
+from world import World
+
+HOME = {1: ("sim://10.0.0.1:1",)}
+
+
+def _server(node: int) -> Record:
+    here = Known(EndpointKind.FIXED, f"sim://10.0.0.{node}:1")
+    return Record(node, 1000, 0, Role.SERVER | Role.EXIT | Role.RELAY, endpoints=(here,))
+
+
+def _mesh(servers: int = 3, **options) -> World:
+    """Servers, a client 50, and 60: an exit that can only dial out, as behind a NAT."""
+    world = World(**options)
+    for node in range(1, servers + 1):
+        world.add(node, {} if node == 1 else HOME, record=_server(node))
+    world.add(50, HOME)
+    world.add(60, HOME, record=Record(60, 1000, 0, Role.EXIT | Role.RELAY))
+    world.run(10)
+    return world
+
+
+def _fetch(world: World, size: int = 300_000, exit: int = 60, seconds: float = 10):
+    """The client sends `size` bytes to a site behind the exit, which has them all in the end."""
+    client = world.members[50]
+    stream = client.node.open(exit, "site.test", 80, None, world.now)
+    data = bytes(i * 7 & 0xFF for i in range(size))
+    client.send(stream, data, finish=True)
+    world.settle(client)
+    world.run(seconds)
+    assert client.opened[stream.id] is Fault.NONE
+    assert bytes(world.members[exit].received[stream.id]) == data
+    return stream
+
+
+def _ways(world: World, peer: int = 60) -> list[tuple[int, ...]]:
+    node = world.members[50].node
+    return [node.links[state.link].hops for state in node.peers[peer].contact.links]
+
+
+def test_an_exit_that_only_dials_out_is_reached_over_a_relay():
+    """R13, R17: and its answers come back the same way."""
+    world = _mesh()
+    stream = _fetch(world)
+    exit = world.members[60]
+    back = exit.offered[-1][0]
+    exit.send(back, b"answer" * 1000, finish=True)
+    world.settle(exit)
+    world.run(3)
+    assert bytes(world.members[50].received[stream.id]) == b"answer" * 1000
+    (way,) = _ways(world)
+    assert len(way) == 1 and way[0] in (1, 2, 3)
+    assert world.members[way[0]].node.relay.counters.passed > 3
+
+
+def test_with_the_direct_way_blocked_a_relay_is_left():
+    """A firewall drops, or refuses, what goes from the client to server 3."""
+    for blocked in ("unreachable", "refusing"):
+        world = _mesh()
+        client = world.members[50].node
+        for link, (member, other) in list(world.links.items()):
+            if {member.id, other.id} == {50, 3}:
+                world.cut(link)
+        getattr(world, blocked).add(3)
+        _fetch(world, exit=3)
+        assert _ways(world, 3)[0] in ((1,), (2,))
+        assert not any("dead" in text for text in world.members[50].news)
+        assert client.peers[3].relayed_bytes > 300_000
+
+
+def test_two_relays_where_one_does_not_reach():
+    """60 reaches server 2 alone, 50 reaches server 1 alone."""
+    world = World()
+    for node in (1, 2):
+        world.add(node, {} if node == 1 else HOME, record=_server(node))
+    world.add(60, {2: ("sim://10.0.0.2:1",)}, record=Record(60, 1000, 0, Role.EXIT))
+    world.run(5)
+    for link, (member, other) in list(world.links.items()):
+        if {member.id, other.id} == {60, 1}:
+            world.cut(link)
+    world.add(50, HOME)
+    world.unreachable.update((1, 2))  # nobody dials any more; what is linked stays
+    world.unreachable.discard(1)
+    world.run(0.3)
+    client = world.members[50]
+    for link, (member, other) in list(world.links.items()):
+        if {member.id, other.id} in ({60, 1}, {50, 2}):
+            world.cut(link)
+    world.unreachable.add(1)
+    world.run(10)
+    stream = client.node.open(60, "site.test", 80, None, world.now)
+    client.send(stream, b"x" * 100_000, finish=True)
+    world.settle(client)
+    world.run(10)
+    assert bytes(world.members[60].received[stream.id]) == b"x" * 100_000
+    assert _ways(world) == [(1, 2)]
+
+
+def test_killing_the_relay_in_use_moves_its_traffic_and_loses_nothing():
+    world = _mesh()
+    client = world.members[50]
+    stream = client.node.open(60, "site.test", 80, None, world.now)
+    data = bytes(3_000_000)
+    client.send(stream, data, finish=True)
+    world.settle(client)
+    world.run(0.5)
+    (way,) = _ways(world)
+    assert not world.members[60].finished
+    world.crash(way[0])
+    world.run(0.2)
+    assert _ways(world) and way[0] not in _ways(world)[0], "another way within a second"
+    world.run(30)
+    received = world.members[60].received.values()
+    assert bytes(next(iter(received))) == data
+    assert stream.id not in client.resets
+
+
+def test_a_relay_that_lost_the_exit_says_so_and_another_one_is_taken():
+    world = _mesh()
+    client = world.members[50]
+    _fetch(world)
+    (way,) = _ways(world)
+    for link, (member, other) in list(world.links.items()):
+        if {member.id, other.id} == {60, way[0]}:
+            world.cut(link)
+    world.unreachable.add(way[0])
+    _fetch(world)
+    assert all(hops != way for hops in _ways(world))
+    assert world.members[way[0]].node.relay.counters.unreachable + 1 > 0
+    assert not client.resets
+
+
+def test_a_dead_exit_behind_relays_is_dead_soon():
+    world = _mesh()
+    client = world.members[50]
+    stream = _fetch(world)
+    world.crash(60)
+    late = client.node.open(60, "site.test", 80, None, world.now)
+    client.send(late, b"x")
+    world.settle(client)
+    world.run(90)
+    assert late.id in client.resets or late.id not in client.opened
+    assert stream.id not in client.opened or client.opened[stream.id] is Fault.NONE
+
+
+def test_a_recorded_message_has_no_second_effect_at_a_relay():
+    world = _mesh()
+    _fetch(world)
+    (way,) = _ways(world)
+    relay = world.members[way[0]]
+    world.tap.clear()
+    _fetch(world, size=1000)
+    taken = [
+        (link, head, body)
+        for link, head, body in world.tap
+        if link in world.links and world.links[link][1] is relay and world.links[link][0].id == 50
+    ]
+    passed, stale = relay.node.relay.counters.passed, relay.node.relay.counters.stale
+    relayed = 0
+    for link, head, body in taken:
+        header = relay.codec.open(head)
+        if header is not None and header.destination == 60:
+            relayed += 1
+            world.inject(relay, link ^ 1, head, body)
+    assert relayed > 0
+    assert relay.node.relay.counters.passed == passed
+    assert relay.node.relay.counters.stale == stale + relayed
+
+
+def test_a_message_from_who_is_not_the_hop_before_goes_nowhere():
+    """Somebody else's link cannot be used to put a recorded message in."""
+    world = _mesh()
+    _fetch(world)
+    (way,) = _ways(world)
+    relay = world.members[way[0]]
+    client = world.members[50].node
+    session = client.peers[60].session
+    wall_ms = int((world.now + 1e9) * 1000)
+    head, body = session.seal(Kind.KEEPALIVE, b"", b"\0\0\0", wall_ms, hops=way[0] << 8)
+    foreign = next(
+        link
+        for link, entry in relay.node.links.items()
+        if entry.peer is not None and entry.peer.id not in (50, 60) and not entry.hops
+    )
+    before = relay.node.relay.counters.misrouted
+    world.inject(relay, foreign, head, body)
+    assert relay.node.relay.counters.misrouted == before + 1
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_over_relays_too_no_byte_is_lost_or_doubled(seed):
+    world = _mesh(seed=seed)
+    world.loss, world.dup, world.reorder = 0.02, 0.02, 0.05
+    _fetch(world, size=600_000, seconds=90)
+
+
+def test_when_a_direct_link_comes_it_is_used():
+    world = _mesh()
+    for link, (member, other) in list(world.links.items()):
+        if {member.id, other.id} == {50, 3}:
+            world.cut(link)
+    world.refusing.add(3)
+    _fetch(world, exit=3)
+    assert _ways(world, 3)[0] != ()
+    world.refusing.clear()
+    client = world.members[50]
+    stream = client.node.open(3, "site.test", 80, None, world.now)
+    client.send(stream, b"x")
+    world.settle(client)
+    world.run(5)
+    assert _ways(world, 3)[0] == ()
