@@ -29,7 +29,8 @@ from uservpn.kit.endpoint import Address, Endpoint
 from uservpn.links.base import LinkPlugin
 from uservpn.links.tcp import PLUGIN as TCP
 from uservpn.mesh.records import EndpointKind, Known, Record, Role
-from uservpn.node.node import Node, NodeOptions
+from uservpn.node.node import Node
+from uservpn.node.options import NodeOptions
 from uservpn.runtime.allocator import give_back, keep_message_blocks
 from uservpn.runtime.boot import next_boot
 from uservpn.runtime.clock import monotonic, random_bytes, wall_offset

@@ -6,7 +6,8 @@ import asyncio
 import os
 import time
 
-from uservpn.node.node import Node, NodeOptions
+from uservpn.node.node import Node
+from uservpn.node.options import NodeOptions
 from uservpn.runtime.driver import Driver
 from uservpn.wire.header import HeaderCodec
 from uservpn.wire.keys import KeyRing

@@ -10,7 +10,7 @@ import uvloop
 from drivers import make_driver
 from uservpn.errors import Fault
 from uservpn.links.base import LinkCaps
-from uservpn.node.node import CloseWanted
+from uservpn.node.options import CloseWanted
 
 CAPS = LinkCaps("fake", 70_000, is_ordered=True, is_reliable=True)
 
@@ -206,7 +206,7 @@ def test_a_message_after_a_long_idle_time_is_judged_by_the_clock_of_now(monkeypa
         client.start()
         client.open(1, "site.test", 80, Owner())
         held = []
-        monkeypatch.setattr(server.node, "_hold", lambda *args: held.append(args))
+        monkeypatch.setattr(server.node._admission, "_hold", lambda *args: held.append(args))
         await _until(lambda: offered or held)
         assert offered and not held
         await client.close()

@@ -16,7 +16,8 @@ from uservpn.errors import Fault
 from uservpn.kit.endpoint import Endpoint
 from uservpn.links.base import Link, LinkPlugin
 from uservpn.mesh.contact import DIAL_LIMIT_S
-from uservpn.node.node import CloseWanted, DialWanted, Node, NodeEvent, PeerNews
+from uservpn.node.node import Node
+from uservpn.node.options import CloseWanted, DialWanted, NodeEvent, PeerNews
 from uservpn.runtime.clock import monotonic, suspended_for, wall_offset
 from uservpn.runtime.pump import Pump
 from uservpn.tunnel.events import Data, Finished, Offered, Opened, Reset, Room

@@ -1,0 +1,149 @@
+"""The node's part in the mesh's list: records that come and go, and whom to keep a link to.
+
+Joins directory, gossip, routes and topology (mesh/) with the peers: what a record says becomes
+endpoints to dial, what links are measured becomes part of our own record.
+"""
+
+from __future__ import annotations
+
+from uservpn.errors import PeerFault
+from uservpn.mesh import topology
+from uservpn.mesh.directory import Directory
+from uservpn.mesh.gossip import DIGEST, Gossip
+from uservpn.mesh.records import Edge, Record, Role, coarse
+from uservpn.mesh.routes import Routes
+from uservpn.node.options import CloseWanted
+from uservpn.node.table import Peer, Table
+from uservpn.types import LinkId, NodeId
+from uservpn.wire.constants import Kind
+
+
+class Members:
+    """The node list, and what follows from it for the links."""
+
+    def __init__(self, table: Table, now: float) -> None:
+        options = table.options
+        self._table = table
+        self.directory = Directory(options.record or Record(options.node, options.boot), now)
+        self.gossip = Gossip(self.directory, table.jitter, now)
+        self.routes = Routes(table.me)
+        self._map_generation = -1
+
+    # --- outside events --------------------------------------------------------------------------
+
+    def start(self, now: float) -> None:
+        """What the list from the disk says."""
+        for record in self.directory:
+            self.learn(record)
+        self.arrange(now)
+
+    def neighbour_up(self, peer: Peer, now: float) -> None:
+        """The first direct link to it is proved."""
+        peer.is_neighbour = True
+        self.gossip.link_up(peer.id)
+        self.pass_on()
+        self.arrange(now)
+
+    def neighbour_down(self, peer: Peer) -> None:
+        """The last direct link to it is gone."""
+        peer.is_neighbour = False
+        self.gossip.link_down(peer.id)
+
+    def hear(self, peer: Peer, link: LinkId, payload: bytes, now: float) -> bool:
+        """A gossip message; True: it had news."""
+        try:
+            self.gossip.receive(peer.id, payload, now)
+        except PeerFault as fault:
+            self._table.counters.peer_faults += 1
+            text = f"node {peer.id} sent gossip that makes no sense: {fault}"
+            self._table.tell(peer.id, text, "warning")
+            self._table.events.append(CloseWanted(link))
+        self.pass_on()
+        news = self.gossip.take_news()
+        for node in news:
+            record = self.directory.get(node)
+            if record is not None:
+                self.learn(record)
+        if news:
+            self.arrange(now)
+        return bool(news)
+
+    def on_deadline(self, now: float) -> None:
+        """Due work; harmless when early."""
+        self.gossip.on_deadline(now)
+        self.pass_on()
+        for gone in self.directory.on_deadline(now):
+            self._forget(gone)
+
+    # --- commands --------------------------------------------------------------------------------
+
+    def describe(self, now: float, **changes: object) -> None:
+        """Changes fields of this node's own record; the mesh is told."""
+        if self.directory.update_own(**changes):
+            self.gossip.own_changed(now)
+
+    def learn(self, record: Record) -> None:
+        """A record came, or changed: where its node can be dialled. `arrange` after the last."""
+        node = record.node
+        self.routes.forgive(node)
+        if node != self._table.me and node not in self._table.servers:
+            self._table.peer(node).contact.endpoints = record.fixed_endpoints()
+
+    def arrange(self, now: float) -> None:
+        """Decides anew whom to keep a link to, and dials who is missing."""
+        table = self._table
+        if self._map_generation != self.directory.generation:
+            self._map_generation = self.directory.generation
+            self.routes.learn(self.directory)
+        kept = self._kept()
+        for peer in table.peers.values():
+            was_kept = peer.contact.is_kept
+            peer.contact.is_kept = peer.id in kept
+            if peer.contact.is_kept != was_kept:
+                table.touch(peer)
+                if not was_kept:
+                    peer.contact.want(now)
+        self.advertise(now)
+
+    def advertise(self, now: float) -> None:
+        """This node's record tells the links it keeps, with coarse round trips."""
+        old = {edge.neighbour: edge.rtt_s for edge in self.directory.own.links}
+        links = []
+        for node in sorted(self._table.peers):
+            contact = self._table.peers[node].contact
+            state = contact.direct()
+            if state is None or not state.dialled or not contact.is_kept or state.rtt_s is None:
+                continue
+            known = old.get(NodeId(node), 0.0)
+            is_near = known / 1.5 <= state.rtt_s <= known * 1.5 or abs(state.rtt_s - known) < 0.005
+            links.append(Edge(NodeId(node), known if known and is_near else coarse(state.rtt_s)))
+        self.describe(now, links=tuple(links))
+
+    def pass_on(self) -> None:
+        """Gossip messages go to their neighbours' first links."""
+        table = self._table
+        for node, payload in self.gossip.take_messages():
+            peer = table.peers.get(node)
+            state = peer.contact.direct() if peer is not None else None
+            if peer is not None and state is not None:
+                table.touch(peer)
+                pad = table.padding() if payload[0] == DIGEST else b""
+                peer.outbox.append((state.link, Kind.GOSSIP, payload + pad, 0))
+
+    # --- inside ----------------------------------------------------------------------------------
+
+    def _kept(self) -> set[NodeId]:
+        """Whom to keep a link to while nobody needs it."""
+        table = self._table
+        servers = [record.node for record in self.directory if record.fixed_endpoints()]
+        if self.directory.own.roles & Role.SERVER:
+            return topology.kept_by_server(table.me, servers) | set(table.servers)
+        linked = {NodeId(n) for n, peer in table.peers.items() if peer.contact.direct()}
+        return topology.kept_by_other(table.me, set(table.servers), servers, linked)
+
+    def _forget(self, node: NodeId) -> None:
+        """A node was dropped from the list: it is dialled no more."""
+        peer = self._table.peers.get(node)
+        if peer is not None and node not in self._table.servers:
+            peer.contact.endpoints = ()
+            peer.contact.is_kept = False

@@ -1,0 +1,49 @@
+"""What a node is told at its start, and what it tells whoever drives it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from uservpn.mesh.records import Record
+from uservpn.tunnel.events import Event
+from uservpn.types import LinkId, NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class NodeOptions:
+    """What a node is told at its start."""
+
+    node: NodeId
+    boot: int
+    servers: Mapping[NodeId, tuple[str, ...]]
+    record: Record | None = None
+    """What this node says of itself; None: only that it is there."""
+    keepalive_s: float = 600.0
+    grace_s: float = 60.0
+    chacha: bool = False
+
+
+class DialWanted(NamedTuple):
+    """Please open a link to this endpoint of `peer`, then say `link_up` or `dial_failed`."""
+
+    peer: NodeId
+    endpoint: str
+
+
+class CloseWanted(NamedTuple):
+    """Please close this link."""
+
+    link: LinkId
+
+
+class PeerNews(NamedTuple):
+    """Something an operator may want to read; one line of the log."""
+
+    peer: NodeId
+    text: str
+    level: Literal["info", "warning"]
+
+
+NodeEvent = DialWanted | CloseWanted | PeerNews | Event

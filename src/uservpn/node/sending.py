@@ -1,0 +1,108 @@
+"""What leaves, and over which link: single messages first, then what the tunnels have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from uservpn.errors import Fault
+from uservpn.mesh.contact import LinkState
+from uservpn.node.relaying import Relaying
+from uservpn.node.table import Peer, Table
+from uservpn.types import LinkId
+from uservpn.wire.constants import STAMP_MASK, Kind
+
+OVERRUN_MAX: Final = 1 << 20
+"""Bytes queued on a full link beyond which even answers and reports wait: its peer does not read."""
+CUT_BELOW: Final = 1 << 16
+CUT_MIN: Final = 1 << 12
+"""Messages are cut to the room of a link that has less than CUT_BELOW, never below CUT_MIN."""
+RELAYED_WINDOW: Final = 2 << 20
+"""Unconfirmed bytes of one tunnel on its way over relays: half of what a relay queues."""
+
+Room = Callable[[LinkId], int]
+Batches = list[tuple[LinkId, list[bytes]]]
+"""Per link of the driver: headers and sealed payloads in the order to send them."""
+
+
+class Sender:
+    """Seals what the peers' outboxes and tunnels hold, as far as links have room."""
+
+    def __init__(self, table: Table, relaying: Relaying) -> None:
+        self._table = table
+        self._relaying = relaying
+
+    def take(self, room: Room, now: float) -> Batches:
+        """Of every touched peer, what may leave now."""
+        out: Batches = []
+        if not self._table.touched:
+            return out
+        wall_ms = int((now + self._table.wall_s) * 1000)
+        stamp = (wall_ms & STAMP_MASK).to_bytes(3, "big")
+        for peer in self._table.touched.values():
+            if peer.is_onward:
+                self._relaying.take(peer, room, out, now)
+            if not peer.outbox and not peer.tunnel.has_outgoing():
+                continue
+            if peer.session.is_spent:
+                self._spent(peer)
+                continue
+            if peer.outbox:
+                self._take_outbox(peer, room, out, stamp, wall_ms, now)
+            if peer.contact.links:
+                self._take_tunnel(peer, room, out, stamp, wall_ms, now)
+        return out
+
+    def _take_outbox(
+        self, peer: Peer, room: Room, out: Batches, stamp: bytes, wall_ms: int, now: float
+    ) -> None:
+        """Single messages, each over the link it names; those of links that are gone are dropped."""
+        while peer.outbox:
+            link, kind, payload, boot = peer.outbox.popleft()
+            carrier = self._relaying.carrier(link)
+            if carrier is not None and room(carrier) > -OVERRUN_MAX:
+                entry = self._table.links[link]
+                sealed = peer.session.seal(kind, payload, stamp, wall_ms, boot, entry.hops_code)
+                out.append((carrier, list(sealed)))
+                if entry.state is not None:
+                    peer.contact.sent(entry.state, kind == Kind.PROBE, now)
+
+    def _take_tunnel(
+        self, peer: Peer, room: Room, out: Batches, stamp: bytes, wall_ms: int, now: float
+    ) -> None:
+        """The tunnel's messages, over the best link."""
+        state: LinkState = peer.contact.links[0]
+        if state.probed:
+            state = peer.contact.best()
+        entry = self._table.links[state.link]
+        carrier = self._relaying.carrier(state.link) if entry.hops else state.link
+        free = -OVERRUN_MAX if carrier is None else room(carrier)
+        if carrier is None or free <= -OVERRUN_MAX:
+            return
+        size_max = entry.size_max
+        if free < CUT_BELOW:  # a slow link: no message is longer than what it takes now
+            size_max = min(size_max, max(CUT_MIN, free))
+        hops = entry.hops_code if entry.hops else 0
+        tunnel = peer.tunnel
+        if hops:
+            free = min(free, RELAYED_WINDOW - tunnel.cache_size)
+        messages = tunnel.take_messages(free, size_max, state.link, now)
+        if not messages:
+            return
+        seal = peer.session.seal
+        batch: list[bytes] = []
+        for kind, data in messages:
+            batch += seal(kind, data, stamp, wall_ms, 0, hops)
+        out.append((carrier, batch))
+        if hops:
+            peer.relayed_bytes += sum(map(len, batch))
+        peer.contact.used(state, now)
+        peer.contact.sent(state, tunnel.cache_size > 0, now)
+
+    def _spent(self, peer: Peer) -> None:
+        """No number is left for messages to this peer, and none may repeat: silence."""
+        if peer.tunnel.streams:
+            text = f"numbers to node {peer.id} have run out: restart this node"
+            self._table.tell(peer.id, text, "warning")
+        peer.outbox.clear()
+        peer.tunnel.abort(Fault.EXIT_DEAD)

@@ -1,0 +1,206 @@
+"""The peers and links of one node: what its parts share.
+
+A `Table` holds one `Peer` for each node that is known (the wire session, the contact, the tunnel) and one
+`LinkEntry` for each open link, relayed ones too. It makes peers, says whose a link is, and remembers
+who was *touched*: the only peers that takes and deadlines look at.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from uservpn.mesh.contact import Contact, LinkState
+from uservpn.mesh.routes import Route
+from uservpn.node.options import NodeEvent, NodeOptions, PeerNews
+from uservpn.tunnel import limits
+from uservpn.tunnel.tunnel import Tunnel
+from uservpn.types import LinkId, NodeId
+from uservpn.wire.constants import TAG_SIZE, Kind
+from uservpn.wire.header import Header, HeaderCodec
+from uservpn.wire.keys import KeyRing
+from uservpn.wire.session import Session
+
+UNPROVEN_S: Final = 20.0
+"""How long an accepted link may stay without one message that was acted on."""
+RELAYED_ACK: Final = 256 << 10
+PROBES_MAX: Final = 16
+"""Probes of one peer whose answers are waited for; more forget the older ones."""
+OVERHEAD: Final = TAG_SIZE + 64
+"""What a sealed payload may hold beside the tunnel's message, at most."""
+
+
+@dataclass(slots=True)
+class LinkEntry:
+    """A link as the node sees it."""
+
+    size_max: int
+    protocol: str
+    remote: str
+    peer: Peer | None = None
+    state: LinkState | None = None
+    hops: Route = ()
+    """The relays it goes over; none: a link of the driver."""
+
+    @property
+    def hops_code(self) -> int:
+        """The hops as the wire has them."""
+        if not self.hops:
+            return 0
+        return self.hops[0] << 8 | (self.hops[1] if len(self.hops) > 1 else 0)
+
+
+class Peer:
+    """All that is known of one other node."""
+
+    def __init__(self, session: Session, contact: Contact, tunnel: Tunnel) -> None:
+        self.id = NodeId(session.peer)
+        self.session = session
+        self.contact = contact
+        self.tunnel = tunnel
+        self.held: list[tuple[Header, bytes, LinkId]] = []
+        self.challenge = b""
+        self.notice_at = 0.0
+        self.probes: dict[bytes, tuple[LinkId, float]] = {}
+        self.outbox: deque[tuple[LinkId, int, bytes, int]] = deque()
+        self.is_greeted = False
+        self.is_neighbour = False
+        """It is linked, and gossip knows."""
+        self.skew_told = False
+        self.route_at: float | None = None
+        """When a relayed way is sought, if there is no direct link by then."""
+        self.is_onward = False
+        """Messages of others wait to be passed on to it."""
+        self.relayed_bytes = 0
+        self.fault = ""
+
+    def has_work(self) -> bool:
+        """Would a take return something, now or when a link has room again?"""
+        if self.outbox or self.is_onward or self.contact.has_plans() or self.tunnel.has_events():
+            return True
+        return bool(self.contact.links) and self.tunnel.has_outgoing()
+
+    def next_deadline(self) -> float | None:
+        """When this peer wants to be looked at without being touched."""
+        contact = self.contact
+        contact.has_streams = bool(self.tunnel.streams)
+        due = contact.next_deadline()
+        if self.route_at is not None and (due is None or self.route_at < due):
+            due = self.route_at
+        other = self.tunnel.next_deadline() if contact.links else None
+        if due is None or (other is not None and other < due):
+            return other
+        return due
+
+
+@dataclass(slots=True)
+class Counters:
+    """Weather and faults, for status."""
+
+    stale: int = 0
+    forged: int = 0
+    misdirected: int = 0
+    peer_faults: int = 0
+
+
+class Table:
+    """Peers by number, links by id. Shared by the parts of one `Node`, which alone makes it."""
+
+    def __init__(
+        self,
+        options: NodeOptions,
+        ring: KeyRing,
+        codec: HeaderCodec,
+        random: Callable[[int], bytes],
+        wall_s: float,
+    ) -> None:
+        self.options = options
+        self.me = options.node
+        self.codec = codec
+        self.random = random
+        self.wall_s = wall_s
+        """Added to `now`: the wall clock, seconds since 1970."""
+        self.servers: Mapping[NodeId, tuple[str, ...]] = options.servers
+        """The configured ones, and their endpoints."""
+        self.peers: dict[int, Peer] = {}
+        self.links: dict[LinkId, LinkEntry] = {}
+        self.counters = Counters()
+        self.events: list[NodeEvent] = []
+        self.touched: dict[int, Peer] = {}
+        self.unproven: dict[LinkId, float] = {}
+        """Links that nobody has proved to be his, and until when they may stay; soonest first."""
+        self._ring = ring
+
+    # --- chance ----------------------------------------------------------------------------------
+
+    def random_below(self, limit: int) -> int:
+        """A whole number from [0, limit)."""
+        return int.from_bytes(self.random(4), "big") % limit
+
+    def jitter(self, span: float) -> float:
+        """A draw from [0, span)."""
+        return self.random_below(1 << 20) / (1 << 20) * span
+
+    def padding(self) -> bytes:
+        """0 to 63 bytes: small messages have no telling size."""
+        return bytes(self.random_below(64))
+
+    # --- peers -----------------------------------------------------------------------------------
+
+    def touch(self, peer: Peer) -> None:
+        """Something happens to this peer: the next takes look at it, and its deadline is anew."""
+        self.touched[peer.id] = peer
+
+    def peer(self, node: NodeId) -> Peer:
+        """The peer with this number, made if need be."""
+        peer = self.peers.get(node)
+        if peer is None:
+            options = self.options
+            session = Session(
+                self._ring, self.codec, options.node, options.boot, node, options.chacha
+            )
+            contact = Contact(
+                self.servers.get(node, ()),
+                keepalive_s=options.keepalive_s,
+                grace_s=options.grace_s,
+                jitter=self.jitter,
+            )
+            contact.is_kept = node in self.servers
+            peer = self.peers[node] = Peer(session, contact, self.new_tunnel(node))
+        return peer
+
+    def new_tunnel(self, node: NodeId) -> Tunnel:
+        """A tunnel that has carried nothing yet."""
+        return Tunnel(self.options.node, node, self.random_below)
+
+    def tell(self, node: NodeId, text: str, level: Literal["info", "warning"] = "info") -> None:
+        """One line of the log."""
+        self.events.append(PeerNews(node, text, level))
+
+    # --- links -----------------------------------------------------------------------------------
+
+    def bind(
+        self, link: LinkId, entry: LinkEntry, peer: Peer, dialled: bool, endpoint: str, now: float
+    ) -> None:
+        """From now on this link is one of `peer`'s."""
+        self.touch(peer)
+        was_linked = bool(peer.contact.links)
+        self.unproven.pop(link, None)
+        entry.peer = peer
+        entry.state = peer.contact.link_up(
+            link, entry.protocol, endpoint, dialled, now, bool(entry.hops)
+        )
+        peer.tunnel.ack_size = RELAYED_ACK if entry.hops else limits.ACK_SIZE
+        if not was_linked or not dialled:
+            peer.tunnel.link_up()
+        self.probe(peer, link, now)
+
+    def probe(self, peer: Peer, link: LinkId, now: float) -> None:
+        """Asks for an answer over this link, which tells its round trip."""
+        token = self.random(8)
+        if len(peer.probes) > PROBES_MAX:
+            peer.probes.clear()
+        peer.probes[token] = (link, now)
+        peer.outbox.append((link, Kind.PROBE, token + self.padding(), 0))
