@@ -11,7 +11,7 @@ TEST_LIMIT ?= 295
 ROUNDS ?= 50
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fuzz check format bench lock clean
+.PHONY: help setup demo test fuzz check format bench suffixes lock clean
 
 help:  ## What this Makefile can do
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -53,10 +53,13 @@ format: setup  ## Rewrite the sources to the project's format
 bench: setup  ## Speed and memory, side by side with shadowsocks-libev where it is installed
 	$(BIN)/python -m benchmarks $(ARGS)
 
+suffixes: setup  ## Take the public suffix list anew from the package publicsuffixlist (make lock first)
+	$(BIN)/python scripts/suffixes.py
+
 lock:  ## Write requirements/dev.lock anew from pyproject.toml (needs uv; UV_ARGS=--upgrade)
 	printf 'setuptools>=77\n' | $(UV) pip compile --quiet --no-config --universal --generate-hashes \
 	    --python-version 3.11 --no-emit-index-url --custom-compile-command 'make lock' \
-	    --extra dev --extra dns $(UV_ARGS) -o requirements/dev.lock pyproject.toml -
+	    --extra dev --extra dns --extra geo $(UV_ARGS) -o requirements/dev.lock pyproject.toml -
 
 clean:  ## Remove the environment and everything that was built
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis \
