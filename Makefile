@@ -11,7 +11,7 @@ TEST_LIMIT ?= 295
 ROUNDS ?= 50
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fuzz check format bench suffixes lock clean
+.PHONY: help setup demo test netns fuzz check format bench suffixes lock clean
 
 help:  ## What this Makefile can do
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -35,6 +35,9 @@ demo: setup  ## A client and two exits on loopback; ARGS=--once ends after its o
 
 test: setup  ## All tests; ARGS goes to pytest
 	$(BIN)/python -m pytest --session-timeout=$(TEST_LIMIT) tests $(ARGS)
+
+netns: setup  ## The tests in network namespaces at full size (needs root; see docs/testing.md)
+	USERVPN_NETNS=full $(BIN)/python -m pytest -s --timeout=300 tests/netns $(ARGS)
 
 fuzz: setup  ## The fuzz tests, ROUNDS times as long as in `make test`
 	USERVPN_FUZZ=$(ROUNDS) $(BIN)/python -m pytest -q tests/unit/test_fuzz.py tests/unit/test_fuzz_transcript.py \
