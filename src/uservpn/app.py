@@ -26,7 +26,7 @@ from uservpn.control.server import ControlServer
 from uservpn.errors import ConfigError, Fault, UservpnError
 from uservpn.exits.policy import Policy
 from uservpn.kit.endpoint import Address, Endpoint
-from uservpn.links.base import LinkPlugin
+from uservpn.links.base import LinkPlugin, PluginFactory
 from uservpn.links.tcp import PLUGIN as TCP
 from uservpn.mesh.records import EndpointKind, Known, Record, Role
 from uservpn.node.node import Node
@@ -53,9 +53,9 @@ RESOLVER_THREADS: Final = "16"
 """Names an exit resolves at once: with libuv's own 4, a few dead ones would hold up all others."""
 
 
-def load_plugins(protocols: set[str]) -> dict[str, LinkPlugin]:
+def load_plugins(protocols: set[str]) -> dict[str, LinkPlugin | PluginFactory]:
     """The link plug-ins for these protocols. Raises ConfigError for one that is not installed."""
-    plugins: dict[str, LinkPlugin] = {}
+    plugins: dict[str, LinkPlugin | PluginFactory] = {}
     if "tcp" in protocols:
         plugins["tcp"] = TCP
     if protocols <= plugins.keys():
@@ -178,7 +178,7 @@ class Service:
         ]
         if fixed:
             raise ConfigError([f"{name} changes only with a restart" for name in fixed])
-        self.driver.plugins.update(load_plugins(_protocols(config)))
+        self.driver.add_plugins(load_plugins(_protocols(config)))
         resolver = None
         if old.exit.resolvers != config.exit.resolvers:
             resolver = self._new_resolver(config)

@@ -17,6 +17,8 @@ from uservpn.wire.keys import KeyRing
 
 KEY = bytes(range(32))
 ROOM = 1 << 19
+BASE = 1152
+"""Sealed payloads that every datagram link carries."""
 
 
 class Member:
@@ -113,6 +115,10 @@ class World:
         self.refusing: set[int] = set()
         self.unreachable: set[int] = set()
         self.black_hole = False
+        self.payload_max: int | None = None
+        """Links are datagram links from now on, and lose larger sealed payloads without a word."""
+        self.limit = 1500 - 76
+        """What the ends of datagram links themselves take."""
         self.tap: list[tuple[int, bytes, bytes]] = []
         self._heap: list = []
         self._serial = 0
@@ -145,8 +151,10 @@ class World:
         self._link += 2
         self.links[self._link] = (member, other)
         self.links[self._link + 1] = (other, member)
-        other.node.link_up(self._link + 1, protocol, 70000, "sim://x", self.now)
-        member.node.link_up(self._link, protocol, 70000, endpoint, self.now, peer, endpoint)
+        size, base = (70000, 0) if self.payload_max is None else (self.limit, BASE)
+        there, here = self._link + 1, self._link
+        other.node.link_up(there, protocol, size, "sim://x", self.now, size_base=base)
+        member.node.link_up(here, protocol, size, endpoint, self.now, peer, endpoint, base)
         self.settle(member)
 
     def cut(self, link: int) -> None:
@@ -195,6 +203,8 @@ class World:
 
     def carry(self, link: int, head: bytes, body: bytes) -> None:
         self.tap.append((link, head, body))
+        if self.payload_max is not None and len(body) > self.payload_max:
+            return
         if self.black_hole or self.rng.random() < self.loss:
             return
         copies = 2 if self.rng.random() < self.dup else 1

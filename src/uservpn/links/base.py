@@ -3,14 +3,16 @@
 A link carries whole messages (header, payload) to one adjacent node. A plug-in is a module-level object with
 `scheme`, `connect` and `serve`, registered as an entry point of the group `uservpn.links`. Links call
 back into a `LinkOwner` (the driver) on the event loop; they know nothing of what messages mean.
+
+A protocol whose links share something, such as one socket for all of a node's traffic, registers a
+`PluginFactory` instead: each node asks it once for a plug-in of its own, a `NodePlugin`.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from uservpn.kit.endpoint import Endpoint
 from uservpn.types import Buffer, LinkId
@@ -26,6 +28,10 @@ class LinkCaps:
     """Largest sealed payload of one message, bytes."""
     is_ordered: bool
     is_reliable: bool
+    payload_size_base: int = 0
+    """Where a message may be too large for the path and is then lost without a word: what surely gets
+    through. The node starts there and finds by probes what more does, up to `payload_size_max`
+    (mesh/pathmtu.py). 0: everything up to `payload_size_max` gets through."""
 
 
 class Link(Protocol):
@@ -42,7 +48,10 @@ class Link(Protocol):
         """Bytes that may be sent now without queueing more than the link should; may be <= 0."""
 
     def send(self, batch: Sequence[Buffer]) -> None:
-        """Sends headers and payloads, in this order. Takes all; never blocks, never raises."""
+        """Sends headers and payloads, in this order. Takes all; never blocks, never raises.
+
+        A link that is not reliable may drop what it cannot send, and counts it.
+        """
 
     def close(self) -> None:
         """Closes at once; `link_closed` follows."""
@@ -60,14 +69,30 @@ class LinkOwner(Protocol):
     def link_message(self, link: Link, header: Header, body: Buffer) -> None:
         """A message with a genuine header; `body` is valid until this returns."""
 
+    def link_messages(self, link: Link, messages: Sequence[tuple[Header, Buffer]]) -> None:
+        """As `link_message`, for all that one read has brought: costs less for each."""
+
     def link_progress(self, link: Link) -> None:
         """Bytes of a large message moved."""
+
+    def link_resized(self, link: Link) -> None:
+        """`caps.payload_size_max` is another one now."""
+
+    def link_is_proved(self, link: Link) -> bool:
+        """Has a message on it been acted on, so that it is known whose it is?"""
 
     def link_writable(self, link: Link) -> None:
         """`room` has grown again."""
 
     def link_closed(self, link: Link, reason: str) -> None:
         """The link is gone."""
+
+
+class Listener(Protocol):
+    """What `serve` gives, such as an `asyncio.AbstractServer`."""
+
+    def close(self) -> None:
+        """Accepts no more; links that stand are not touched."""
 
 
 class LinkPlugin(Protocol):
@@ -78,7 +103,29 @@ class LinkPlugin(Protocol):
     async def connect(self, endpoint: Endpoint, codec: HeaderCodec, owner: LinkOwner) -> Link:
         """Opens a link. Raises OSError when that fails; does not call `link_opened`."""
 
-    async def serve(
-        self, endpoint: Endpoint, codec: HeaderCodec, owner: LinkOwner
-    ) -> asyncio.AbstractServer:
+    async def serve(self, endpoint: Endpoint, codec: HeaderCodec, owner: LinkOwner) -> Listener:
         """Listens; each accepted link goes to `owner.link_opened`. Raises OSError."""
+
+
+@runtime_checkable
+class NodePlugin(LinkPlugin, Protocol):
+    """The plug-in of one node, with what its links share."""
+
+    def rebind(self) -> None:
+        """The machine slept or its network changed: fresh sockets for dialled links, which stay open."""
+
+    def describe(self) -> list[dict[str, Any]]:
+        """What is shared, for status: one entry for each socket."""
+
+    def close(self) -> None:
+        """The node stops: closes what is shared. Links are not told."""
+
+
+@runtime_checkable
+class PluginFactory(Protocol):
+    """Registered in the place of a plug-in: makes one for each node."""
+
+    scheme: str
+
+    def for_node(self) -> NodePlugin:
+        """A plug-in that no other node uses."""

@@ -4,6 +4,9 @@ A `Contact` never sees bytes. It is told that links came up or went down, that t
 that dials failed; it answers with plans: dial this endpoint, probe that link, give that link up. A
 node that is only known by the links it opened to us (no endpoints) is never dialled.
 
+A datagram link is "open" at once, whether anybody is there or not. Until its peer was heard on it, it is
+*tentative*: it may carry messages where nothing better is there, but counts as a dial still under way.
+
 A peer is *dead* for its streams when every endpoint refuses, or when nothing of it was heard for the
 grace time, which begins when its last link is lost, or with the first stream that finds none. (That
 it is back with a new boot is seen by its session, not here.)
@@ -26,6 +29,9 @@ ANSWER_S: Final = 4.0
 DIAL_LIMIT_S: Final = 8.0
 """How long a dial may take; one without any result counts as failed a little later."""
 _DIAL_LATE_S: Final = 2.0
+RETRY_S: Final = 1.0
+"""A lossy link whose peer owes an answer is probed after so long, then after 3 and 7 times that (RFC 6298's
+start value and back-off): one lost datagram must not cost ANSWER_S, nor two of them the link."""
 IDLE_S: Final = 600.0
 """A link that was opened on demand and carried no stream for so long is closed."""
 SHORT_LIFE_S: Final = 1.0
@@ -84,6 +90,12 @@ class LinkState:
     """Smoothed round trip of this link (RFC 6298, alpha 1/8)."""
     relayed: bool = False
     """It goes over other nodes: used while no direct one carries."""
+    is_lossy: bool = False
+    """Messages may be lost on it, and it ends without a word."""
+    is_tentative: bool = False
+    """A lossy one that was dialled and has not been answered yet."""
+    retry_s: float = RETRY_S
+    """When, after `owed_since`, the next probe of a lossy link goes."""
 
 
 class Contact:
@@ -129,6 +141,7 @@ class Contact:
         dialled: bool,
         now: float,
         relayed: bool = False,
+        is_lossy: bool = False,
     ) -> LinkState:
         """A link to the peer is open (for one we did not dial: and proved to be the peer's)."""
         if (
@@ -138,19 +151,29 @@ class Contact:
                 if not state.dialled and state.protocol == protocol:
                     self._plans.append(GiveUp(state.link))
         self._dialling.pop(endpoint, None)
-        state = LinkState(link, protocol, dialled, endpoint, now, now, now, relayed=relayed)
+        state = LinkState(
+            link, protocol, dialled, endpoint, now, now, now,
+            relayed=relayed, is_lossy=is_lossy, is_tentative=is_lossy and dialled,
+        )  # fmt: skip
         state.early_s = self._jitter(self._keepalive_s / 10)
         self.used(state, now)
         if dialled:
             state.owed_since = now  # it has to answer once: a wrong key would never
-        self.links.append(state)  # `heard` brings it to the front: an unproved one waits behind
-        if not relayed:
+        # `heard` brings it to the front: an unproved one waits behind, a tentative one behind all
+        place = len(self.links)
+        if not state.is_tentative:
+            place -= sum(1 for other in self.links if other.is_tentative)
+        self.links.insert(place, state)
+        if not relayed and not state.is_tentative:
             self._refused.clear()
             self._dial_at = None
         return state
 
-    def link_down(self, link: LinkId, now: float) -> None:
-        """The link is gone; dials again at once if the peer has endpoints."""
+    def link_down(self, link: LinkId, now: float, refused: bool = False) -> None:
+        """The link is gone; dials again at once if the peer has endpoints.
+
+        `refused`: the peer's machine says that nobody is there.
+        """
         state = next((state for state in self.links if state.link == link), None)
         if state is None:
             return
@@ -159,7 +182,9 @@ class Contact:
             self._failures += 1
         if not self.links and self._lost_at is None:
             self._lost_at = now
-        if state.relayed:
+        if state.is_tentative:
+            self.dial_failed(state.endpoint, refused, "refused" if refused else "no answer", now)
+        elif state.relayed:
             if not self.links:
                 self._judge()
         elif self.direct() is None:
@@ -173,6 +198,11 @@ class Contact:
         self._lost_at = None
         state.owed_since = None
         state.probed = False
+        state.retry_s = RETRY_S
+        if state.is_tentative:
+            state.is_tentative = False
+            self._refused.clear()
+            self._dial_at = None
         if not state.relayed:
             self._failures = 0
         if self.links[0] is not state:
@@ -202,7 +232,7 @@ class Contact:
         self.last_failure = f"{endpoint}: {detail}"
         if refused:
             self._refused.add(endpoint)
-        if self._dialling or self.direct() is not None:
+        if self._is_dialling() or self.direct() is not None:
             return
         if not self.links:
             self._judge()
@@ -228,12 +258,14 @@ class Contact:
 
     def want(self, now: float) -> None:
         """Somebody needs the peer now: no waiting for the back-off."""
-        if self.direct() is None and not self._dialling and self.endpoints:
+        if self.direct() is None and not self._is_dialling() and self.endpoints:
             self._dial(now)
 
     def direct(self) -> LinkState | None:
-        """The preferred link that goes over nobody else."""
-        return self.links[0] if self.links and not self.links[0].relayed else None
+        """The preferred link that goes over nobody else; a tentative one is none yet."""
+        if not self.links or self.links[0].relayed or self.links[0].is_tentative:
+            return None
+        return self.links[0]
 
     def best(self) -> LinkState:
         """The link to send over: the preferred one that is not silent. There must be one."""
@@ -267,7 +299,7 @@ class Contact:
         for state in list(self.links):
             patience = max(ANSWER_S, 4 * (state.rtt_s or 0.0))
             if state.owed_since is not None and now >= state.owed_since + 2 * patience:
-                if state.heard_at == state.up_at:
+                if state.heard_at == state.up_at and not state.is_tentative:
                     self._failures += 1
                     self.last_failure = f"{state.endpoint}: connected, but no answer (wrong key?)"
                 self._plans.append(GiveUp(state.link))
@@ -278,6 +310,13 @@ class Contact:
                 and now >= state.owed_since + patience
             ):
                 state.probed = True
+                self._plans.append(Probe(state.link, False))
+            elif (
+                state.is_lossy
+                and state.owed_since is not None
+                and now >= state.owed_since + state.retry_s
+            ):
+                state.retry_s = 2 * state.retry_s + RETRY_S
                 self._plans.append(Probe(state.link, False))
             elif self.has_streams and now >= self._check_at(state):
                 state.check_s = min(2 * state.check_s, self._keepalive_s)
@@ -302,6 +341,8 @@ class Contact:
             if state.owed_since is not None:
                 patience = max(ANSWER_S, 4 * (state.rtt_s or 0.0))
                 times.append(state.owed_since + (2 * patience if state.probed else patience))
+                if state.is_lossy:
+                    times.append(state.owed_since + state.retry_s)
             elif self.has_streams:
                 times.append(self._check_at(state))
             times.append(state.sent_at + self._keepalive_s - state.early_s)
@@ -344,9 +385,15 @@ class Contact:
         self._dial_at = None
         self._refused.clear()
         for endpoint in self.endpoints:
-            if endpoint not in self._dialling:
+            if endpoint not in self._dialling and not self._has_tentative(endpoint):
                 self._dialling[endpoint] = now + DIAL_LIMIT_S + _DIAL_LATE_S
                 self._plans.append(Dial(endpoint))
+
+    def _is_dialling(self) -> bool:
+        return bool(self._dialling) or any(state.is_tentative for state in self.links)
+
+    def _has_tentative(self, endpoint: str) -> bool:
+        return any(state.is_tentative and state.endpoint == endpoint for state in self.links)
 
     def _backoff(self) -> float:
         is_waiting = self.has_streams and not self.links

@@ -6,6 +6,7 @@ what a new boot ends, what a lost link means. The parts share one `Table` of pee
     Admission   which messages may act (first contacts, challenges, notices)
     Members     the node list: records, gossip, whom to keep a link to
     Relaying    ways over other nodes, and what passes over this one
+    Sizing      how large the messages of datagram links may be
     Sender      what leaves now, and over which link
 
 Sans-I/O: `now` is monotonic seconds, `wall_s` is added to get the wall clock.
@@ -26,6 +27,7 @@ from uservpn.node.members import Members
 from uservpn.node.options import CloseWanted, DialWanted, NodeEvent, NodeOptions
 from uservpn.node.relaying import Loss, Relaying
 from uservpn.node.sending import Batches, Room, Sender
+from uservpn.node.sizing import Sizing
 from uservpn.node.table import OVERHEAD, UNPROVEN_S, LinkEntry, Peer, Table
 from uservpn.tunnel.stream import Stream, StreamOwner
 from uservpn.tunnel.tunnel import Tunnel
@@ -62,7 +64,8 @@ class Node:
         self.relaying = Relaying(self.table, self.members.routes)
         self.relay = self.relaying.relay
         self._admission = Admission(self.table, now)
-        self._sender = Sender(self.table, self.relaying)
+        self._sizing = Sizing(self.table)
+        self._sender = Sender(self.table, self.relaying, self._sizing)
         self._dues: dict[int, float] = {}
         self._soonest: float | None = None
         for peer in options.servers:
@@ -165,18 +168,31 @@ class Node:
 
     def link_up(
         self, link: LinkId, protocol: str, size_max: int, remote: str, now: float,
-        peer: NodeId | None = None, endpoint: str = "",
+        peer: NodeId | None = None, endpoint: str = "", size_base: int = 0,
     ) -> None:  # fmt: skip
-        """A link is open; `peer` and `endpoint` are given for one that was dialled."""
+        """A link is open; `peer` and `endpoint` are given for one that was dialled.
+
+        Sealed payloads up to `size_max` fit. A link that loses what is too large for its path, without
+        a word, also has a `size_base` that no path is too small for.
+        """
         entry = self.links[link] = LinkEntry(size_max - OVERHEAD, protocol, remote)
+        if size_base:
+            self._sizing.link_up(entry, size_base, size_max)
         if peer is not None:
             self.table.bind(link, entry, self.table.peer(peer), True, endpoint, now)
         else:
             self.table.unproven[link] = now + UNPROVEN_S
 
-    def link_down(self, link: LinkId, reason: str, now: float) -> None:
-        """A link is gone."""
+    def link_resized(self, link: LinkId, size_max: int, now: float) -> None:
+        """Another size of sealed payloads fits from now on."""
+        entry = self.links.get(link)
+        if entry is not None:
+            self._sizing.link_resized(link, entry, size_max, now)
+
+    def link_down(self, link: LinkId, reason: str, now: float, refused: bool = False) -> None:
+        """A link is gone; `refused`: the other machine said that nobody is there."""
         entry = self.links.pop(link, None)
+        self._sizing.link_down(link)
         self.table.unproven.pop(link, None)
         if entry is None:
             return
@@ -187,7 +203,7 @@ class Node:
             return
         self.table.touch(peer)
         peer.contact.has_streams = bool(peer.tunnel.streams)
-        peer.contact.link_down(link, now)
+        peer.contact.link_down(link, now, refused)
         if peer.is_neighbour and peer.contact.direct() is None:
             self.members.neighbour_down(peer)
             self._drop_ways(self.relaying.neighbour_lost(peer, now), now)
@@ -254,6 +270,7 @@ class Node:
             del table.unproven[link]
             table.events.append(CloseWanted(link))
         self.members.on_deadline(now)
+        self._sizing.on_deadline(now)
         for node, due in self._dues.items():
             if due <= now:
                 table.touch(self.peers[node])
@@ -284,7 +301,7 @@ class Node:
                     busy[node] = peer
             table.touched = busy
             self._soonest = min(self._dues.values(), default=None)
-        times = [self._soonest, self.members.gossip.next_deadline()]
+        times = [self._soonest, self.members.gossip.next_deadline(), self._sizing.next_deadline()]
         if table.unproven:
             times.append(next(iter(table.unproven.values())))
         return min((time for time in times if time is not None), default=None)
@@ -385,6 +402,9 @@ class Node:
         if entry.peer is not peer:
             if entry.peer is not None:
                 self.counters.misdirected += 1
+                if entry.mtu is not None and not (entry.state and entry.state.dialled):
+                    # whoever had this address before is gone, and said nothing: begin anew
+                    self.table.events.append(CloseWanted(link))
                 return
             self.table.bind(link, entry, peer, False, entry.remote, now)
         assert entry.state is not None
@@ -431,10 +451,10 @@ class Node:
     def _act_answer(
         self, peer: Peer, link: LinkId, entry: LinkEntry, payload: bytes, now: float
     ) -> None:
-        """How long one round trip over this link took."""
+        """How long one round trip over this link took, or how large a message may be."""
         probe = peer.probes.pop(payload[:8], None)
-        if probe is None or probe[0] != link or entry.state is None:
-            return
-        peer.contact.measured(entry.state, now - probe[1])
-        peer.tunnel.rtt_s = entry.state.rtt_s or peer.tunnel.rtt_s
-        self.members.advertise(now)
+        if probe is not None and probe[0] == link and entry.state is not None:
+            peer.contact.measured(entry.state, now - probe[1])
+            peer.tunnel.rtt_s = entry.state.rtt_s or peer.tunnel.rtt_s
+            self.members.advertise(now)
+        self._sizing.answered(link, entry, payload[:8], now)

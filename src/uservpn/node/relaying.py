@@ -16,8 +16,8 @@ from uservpn.types import Buffer, LinkId, NodeId
 from uservpn.wire.constants import STAMP_MASK, Kind
 from uservpn.wire.header import Header
 
-CUT_MIN: Final = 1 << 12
-"""No relay's word makes messages smaller than this."""
+SIZE_FLOOR: Final = 1 << 10
+"""Whatever a relay says, every link carries messages of this size."""
 RELAYED_MAX: Final = 8
 """Ways to one peer at a time."""
 TELL_EVERY_S: Final = 0.2
@@ -140,7 +140,7 @@ class Relaying:
             elif reason == Reason.TOO_LARGE:
                 entry = table.links[link]
                 size_max = int.from_bytes(payload[3:7], "big")
-                entry.size_max = max(CUT_MIN, min(entry.size_max, size_max))
+                entry.size_max = max(SIZE_FLOOR, min(entry.size_max, size_max))
         return lost
 
     def arrival(self, link: LinkId, header: Header, now: float) -> LinkId:

@@ -8,6 +8,7 @@ from typing import Final
 from uservpn.errors import Fault
 from uservpn.mesh.contact import LinkState
 from uservpn.node.relaying import Relaying
+from uservpn.node.sizing import Sizing
 from uservpn.node.table import Peer, Table
 from uservpn.types import LinkId
 from uservpn.wire.constants import STAMP_MASK, Kind
@@ -28,9 +29,10 @@ Batches = list[tuple[LinkId, list[bytes]]]
 class Sender:
     """Seals what the peers' outboxes and tunnels hold, as far as links have room."""
 
-    def __init__(self, table: Table, relaying: Relaying) -> None:
+    def __init__(self, table: Table, relaying: Relaying, sizing: Sizing) -> None:
         self._table = table
         self._relaying = relaying
+        self._sizing = sizing
 
     def take(self, room: Room, now: float) -> Batches:
         """Of every touched peer, what may leave now."""
@@ -85,6 +87,7 @@ class Sender:
         hops = entry.hops_code if entry.hops else 0
         tunnel = peer.tunnel
         if hops:
+            size_max = min(size_max, self._table.links[carrier].size_max)
             free = min(free, RELAYED_WINDOW - tunnel.cache_size)
         messages = tunnel.take_messages(free, size_max, state.link, now)
         if not messages:
@@ -98,6 +101,8 @@ class Sender:
             peer.relayed_bytes += sum(map(len, batch))
         peer.contact.used(state, now)
         peer.contact.sent(state, tunnel.cache_size > 0, now)
+        if entry.mtu is not None:
+            self._sizing.used(state.link, entry, tunnel.resent_count, now)
 
     def _spent(self, peer: Peer) -> None:
         """No number is left for messages to this peer, and none may repeat: silence."""

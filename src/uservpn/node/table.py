@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from uservpn.mesh.contact import Contact, LinkState
+from uservpn.mesh.pathmtu import PathMtu
 from uservpn.mesh.routes import Route
 from uservpn.node.options import NodeEvent, NodeOptions, PeerNews
 from uservpn.tunnel import limits
@@ -21,14 +22,14 @@ from uservpn.types import LinkId, NodeId
 from uservpn.wire.constants import TAG_SIZE, Kind
 from uservpn.wire.header import Header, HeaderCodec
 from uservpn.wire.keys import KeyRing
-from uservpn.wire.session import Session
+from uservpn.wire.session import TIME_SIZE, Session
 
 UNPROVEN_S: Final = 20.0
 """How long an accepted link may stay without one message that was acted on."""
 RELAYED_ACK: Final = 256 << 10
 PROBES_MAX: Final = 16
 """Probes of one peer whose answers are waited for; more forget the older ones."""
-OVERHEAD: Final = TAG_SIZE + 64
+OVERHEAD: Final = TAG_SIZE + TIME_SIZE
 """What a sealed payload may hold beside the tunnel's message, at most."""
 
 
@@ -43,6 +44,8 @@ class LinkEntry:
     state: LinkState | None = None
     hops: Route = ()
     """The relays it goes over; none: a link of the driver."""
+    mtu: PathMtu | None = None
+    """Of a link where too large a message is lost without a word: it says what `size_max` may be."""
 
     @property
     def hops_code(self) -> int:
@@ -190,7 +193,7 @@ class Table:
         self.unproven.pop(link, None)
         entry.peer = peer
         entry.state = peer.contact.link_up(
-            link, entry.protocol, endpoint, dialled, now, bool(entry.hops)
+            link, entry.protocol, endpoint, dialled, now, bool(entry.hops), entry.mtu is not None
         )
         peer.tunnel.ack_size = RELAYED_ACK if entry.hops else limits.ACK_SIZE
         if not was_linked or not dialled:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
 
 from uservpn.errors import Fault
 from uservpn.kit.endpoint import Endpoint
-from uservpn.links.base import Link, LinkPlugin
+from uservpn.links.base import Link, LinkPlugin, Listener, NodePlugin, PluginFactory
 from uservpn.mesh.contact import DIAL_LIMIT_S
 from uservpn.node.node import Node
 from uservpn.node.options import CloseWanted, DialWanted, NodeEvent, PeerNews
@@ -39,7 +39,7 @@ class Driver:
     def __init__(
         self,
         node: Node,
-        plugins: Mapping[str, LinkPlugin],
+        plugins: Mapping[str, LinkPlugin | PluginFactory],
         loop: asyncio.AbstractEventLoop,
         offer: Callable[[Stream, str, int], None] | None,
     ) -> None:
@@ -49,8 +49,8 @@ class Driver:
         self.links: dict[LinkId, Link] = {}
         self.nodes_changed = asyncio.Event()
         """Set when the node list has news; cleared by whoever takes them."""
-        self.listening: dict[str, asyncio.AbstractServer] = {}
-        self.plugins = dict(plugins)
+        self.listening: dict[str, Listener] = {}
+        self.plugins: dict[str, LinkPlugin] = {}
         """By protocol; more may come with a reload."""
         self._last_link = 0
         self._generation = node.directory.generation
@@ -62,8 +62,16 @@ class Driver:
         self._wall_at = 0.0
         self._suspended = suspended_for()
         self._is_closed = False
+        self.add_plugins(plugins)
 
     # --- life ------------------------------------------------------------------------------------
+
+    def add_plugins(self, plugins: Mapping[str, LinkPlugin | PluginFactory]) -> None:
+        """Takes protocols on that are not here yet; each once, since links may share its sockets."""
+        for name, plugin in plugins.items():
+            if name not in self.plugins:
+                made = plugin.for_node() if isinstance(plugin, PluginFactory) else plugin
+                self.plugins[name] = made
 
     async def listen(self, endpoint: Endpoint) -> None:
         """Listens on one more endpoint. Raises OSError."""
@@ -86,6 +94,8 @@ class Driver:
         self.node.goodbye()
         self._flush()
         self._is_closed = True
+        for plugin in self._node_plugins():
+            plugin.close()
         for server in self.listening.values():
             server.close()
         await asyncio.sleep(0)
@@ -98,6 +108,18 @@ class Driver:
         for handle in (self._timer, self._flush_handle):
             if handle is not None:
                 handle.cancel()
+
+    def rebind(self) -> None:
+        """The machine slept or its network changed: fresh sockets where links share them."""
+        for plugin in self._node_plugins():
+            plugin.rebind()
+
+    def sockets(self) -> list[dict[str, Any]]:
+        """The sockets that links share, for status."""
+        return [row for plugin in self._node_plugins() for row in plugin.describe()]
+
+    def _node_plugins(self) -> list[NodePlugin]:
+        return [plugin for plugin in self.plugins.values() if isinstance(plugin, NodePlugin)]
 
     # --- streams (called by entry, exit and pumps) -----------------------------------------------
 
@@ -148,9 +170,7 @@ class Driver:
 
     def link_opened(self, link: Link) -> None:
         """Somebody opened a link to us."""
-        self._add(link)
-        caps = link.caps
-        self.node.link_up(link.id, caps.protocol, caps.payload_size_max, link.remote, monotonic())
+        self._up(link)
 
     def link_message(self, link: Link, header: Header, body: Buffer) -> None:
         """A message with a genuine header."""
@@ -160,13 +180,35 @@ class Driver:
         self.node.receive(link.id, header, body, now)
         self.kick()
 
+    def link_messages(self, link: Link, messages: Sequence[tuple[Header, Buffer]]) -> None:
+        """Messages with genuine headers: one look at the clock and one flush for all."""
+        now = monotonic()
+        if now - self._wall_at > _CLOCKS_S:
+            self._look_at_clocks(now)
+        receive = self.node.receive
+        link_id = link.id
+        for header, body in messages:
+            receive(link_id, header, body, now)
+        self.kick()
+
     def link_progress(self, link: Link) -> None:
         """Part of a large message arrived."""
         self.node.link_progress(link.id, monotonic())
 
+    def link_resized(self, link: Link) -> None:
+        """Other sizes of messages fit."""
+        self.node.link_resized(link.id, link.caps.payload_size_max, monotonic())
+        self.kick()
+
+    def link_is_proved(self, link: Link) -> bool:
+        """Is it known whose link it is?"""
+        entry = self.node.links.get(link.id)
+        return entry is not None and entry.peer is not None
+
     def link_writable(self, link: Link) -> None:
         """The link takes more."""
-        self.node.link_progress(link.id, monotonic())
+        if link.caps.is_reliable:  # elsewhere the peer need not have had what went out
+            self.node.link_progress(link.id, monotonic())
         self.kick()
 
     def link_closed(self, link: Link, reason: str) -> None:
@@ -238,11 +280,17 @@ class Driver:
         suspended = suspended_for()
         if suspended - self._suspended > _SLEPT_S:
             log.info("the machine slept for %.0f s: trying every peer", suspended - self._suspended)
+            self.rebind()
             self.node.wake(now)
         self._suspended = suspended
 
-    def _add(self, link: Link) -> None:
+    def _up(self, link: Link, peer: NodeId | None = None, endpoint: str = "") -> None:
+        """The node has one more link; `peer` and `endpoint` are those of a dialled one."""
         self.links[link.id] = link
+        self.node.link_up(
+            link.id, link.caps.protocol, link.caps.payload_size_max, link.remote, monotonic(),
+            peer, endpoint, link.caps.payload_size_base,
+        )  # fmt: skip
 
     # --- events ----------------------------------------------------------------------------------
 
@@ -288,11 +336,7 @@ class Driver:
             self._stillborn.discard(link.id)
             self._dial_failed(peer, text, False, "closed at once")
             return
-        self._add(link)
-        caps = link.caps
-        self.node.link_up(
-            link.id, caps.protocol, caps.payload_size_max, link.remote, monotonic(), peer, text
-        )
+        self._up(link, peer, text)
         self.kick()
 
     def _dial_failed(self, peer: NodeId, text: str, refused: bool, detail: str) -> None:

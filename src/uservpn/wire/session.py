@@ -27,7 +27,8 @@ from uservpn.wire.header import Header, HeaderCodec, pack_fields
 from uservpn.wire.keys import Aead, KeyRing
 from uservpn.wire.replay import ReplayWindow
 
-_TIME_SIZE: Final = 8
+TIME_SIZE: Final = 8
+"""Bytes in front of the payload of a first contact."""
 
 
 class FirstContact(NamedTuple):
@@ -109,7 +110,7 @@ class Session:
         if bound_to:
             flags |= FLAG_BOUND
         else:
-            payload = b"".join((wall_ms.to_bytes(_TIME_SIZE, "big"), payload))
+            payload = b"".join((wall_ms.to_bytes(TIME_SIZE, "big"), payload))
         fields = pack_fields(
             flags, self._me, self.peer, len(payload) + TAG_SIZE, self._my_boot, number, stamp, hops
         )
@@ -145,9 +146,9 @@ class Session:
             self.replayed_count += 1
             return None
         payload = self._decrypt(header, body, header.associated)
-        if payload is None or len(payload) < _TIME_SIZE:
+        if payload is None or len(payload) < TIME_SIZE:
             return None
-        return FirstContact(payload[_TIME_SIZE:], int.from_bytes(payload[:_TIME_SIZE], "big"))
+        return FirstContact(payload[TIME_SIZE:], int.from_bytes(payload[:TIME_SIZE], "big"))
 
     def accept_first(self, header: Header) -> bool:
         """Acts on a first contact that was found fresh or was confirmed; False: seen before."""

@@ -1,0 +1,119 @@
+"""Datagram links: open at once, whether anybody is there or not, so that only an answer makes one count."""
+
+from __future__ import annotations
+
+import pytest
+
+from uservpn.mesh.contact import ANSWER_S, Contact, Dead, Dial, GiveUp, Probe
+from world import pair
+
+UDP, TCP = "udp://192.0.2.1:7000", "tcp://192.0.2.1:7000"
+
+
+def _contact(*endpoints: str) -> Contact:
+    contact = Contact(endpoints, keepalive_s=600.0, grace_s=60.0, jitter=lambda span: 0.0)
+    contact.want(0.0)
+    assert contact.take_plans() == [Dial(endpoint) for endpoint in endpoints]
+    return contact
+
+
+def _advance(contact: Contact, start: float, end: float) -> list[tuple[float, object]]:
+    """The plans until `end`, and when they were made."""
+    plans: list[tuple[float, object]] = []
+    now = start
+    while (due := contact.next_deadline()) is not None and due <= end:
+        now = max(now, due)
+        contact.on_deadline(now)
+        plans += [(now, plan) for plan in contact.take_plans()]
+    return plans
+
+
+def test_an_unanswered_link_is_a_dial_under_way():
+    contact = _contact(UDP, TCP)
+    state = contact.link_up(1, "udp", UDP, True, 0.0, is_lossy=True)
+    assert contact.direct() is None
+    contact.want(1.0)
+    assert not contact.take_plans()  # it is being dialled
+    contact.heard(state, 1.1)
+    assert contact.direct() is state
+
+
+def test_it_is_asked_at_growing_intervals_and_given_up_like_a_failed_dial():
+    contact = _contact(UDP)
+    contact.link_up(1, "udp", UDP, True, 0.0, is_lossy=True)
+    plans = _advance(contact, 0.0, 2 * ANSWER_S)
+    assert plans == [
+        (1.0, Probe(1, False)),
+        (3.0, Probe(1, False)),
+        (4.0, Probe(1, False)),
+        (7.0, Probe(1, False)),
+        (8.0, GiveUp(1)),
+    ]
+    contact.link_down(1, 8.0)
+    assert contact.last_failure == f"{UDP}: no answer"
+    waits = []
+    for attempt in range(1, 9):  # no hot loop: the back-off grows as for any dial
+        began = contact.next_deadline()
+        contact.on_deadline(began)
+        assert contact.take_plans() == [Dial(UDP)]
+        contact.link_up(attempt, "udp", UDP, True, began, is_lossy=True)
+        _advance(contact, began, began + 8)
+        contact.link_down(attempt, began + 8)
+        waits.append(contact.next_deadline() - began - 8)
+    assert waits == sorted(waits) and waits[-1] > 30
+
+
+def test_one_lost_answer_does_not_end_a_datagram_link():
+    contact = _contact(UDP)
+    state = contact.link_up(1, "udp", UDP, True, 0.0, is_lossy=True)
+    contact.heard(state, 0.1)
+    contact.sent(state, True, 100.0)
+    assert [at for at, _ in _advance(contact, 100.0, 103.0)] == [101.0, 103.0]
+    contact.heard(state, 103.1)
+    assert not state.probed and not _advance(contact, 103.1, 200.0)
+    contact.sent(state, True, 200.0)  # and it begins anew
+    assert [at for at, _ in _advance(contact, 200.0, 202.0)] == [201.0]
+
+
+def test_whatever_is_connected_goes_before_what_has_not_answered():
+    contact = _contact(UDP, TCP)
+    contact.link_up(1, "udp", UDP, True, 0.0, is_lossy=True)
+    contact.link_up(2, "tcp", TCP, True, 0.1)
+    assert contact.best().link == 2 and contact.direct() is contact.links[0]
+    contact.link_up(3, "udp", "udp://192.0.2.2:7000", True, 0.2, is_lossy=True)
+    assert [state.link for state in contact.links] == [2, 1, 3]
+
+
+def test_streams_end_when_every_endpoint_refuses_a_datagram_one_too():
+    contact = _contact(UDP, TCP)
+    contact.want_stream(0.0)
+    contact.has_streams = True
+    contact.link_up(1, "udp", UDP, True, 0.0, is_lossy=True)
+    contact.dial_failed(TCP, True, "refused", 0.1)
+    assert not contact.take_plans()
+    contact.link_down(1, 0.2, refused=True)
+    assert contact.take_plans() == [Dead("refused")]
+
+
+def test_no_answer_is_no_refusal():
+    contact = _contact(UDP)
+    contact.want_stream(0.0)
+    contact.has_streams = True
+    contact.link_up(1, "udp", UDP, True, 0.0, is_lossy=True)
+    contact.link_down(1, 8.0)
+    assert not contact.take_plans()
+
+
+@pytest.mark.parametrize("loss", [0.0, 0.3])
+def test_data_goes_with_the_first_messages_of_a_datagram_link(loss):
+    """No handshake: what a program says first is on its way before anything was heard."""
+    world, client, server = pair(loss=loss, seed=3)
+    world.payload_max = 1424
+    stream = client.node.open(1, "site.test", 80, None, world.now)
+    client.send(stream, b"hello")
+    world.settle(client)
+    if not loss:
+        world.run(0.11)
+    else:
+        world.run(30)
+    assert bytes(server.received[stream.id]) == b"hello"
