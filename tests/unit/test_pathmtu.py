@@ -1,4 +1,4 @@
-"""The search for the largest message of a path (RFC 8899): it ends, is right, and notices when that changes."""
+"""The search for the largest message of a path (RFC 8899): it ends, is right, and notices a change."""
 
 from __future__ import annotations
 
