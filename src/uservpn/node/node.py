@@ -34,7 +34,7 @@ from uservpn.tunnel.tunnel import Tunnel
 from uservpn.types import Buffer, LinkId, NodeId
 from uservpn.wire.constants import FLAG_BOUND, Kind
 from uservpn.wire.header import Header, HeaderCodec
-from uservpn.wire.keys import KeyRing
+from uservpn.wire.keys import Ring
 
 ROUTE_AFTER_S: Final = 1.0
 """Streams that wait so long for a direct link take a relayed one, until there is a direct one."""
@@ -46,7 +46,7 @@ class Node:
     def __init__(
         self,
         options: NodeOptions,
-        ring: KeyRing,
+        ring: Ring,
         codec: HeaderCodec,
         random: Callable[[int], bytes],
         *,

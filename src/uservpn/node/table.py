@@ -21,7 +21,7 @@ from uservpn.tunnel.tunnel import Tunnel
 from uservpn.types import LinkId, NodeId
 from uservpn.wire.constants import TAG_SIZE, Kind
 from uservpn.wire.header import Header, HeaderCodec
-from uservpn.wire.keys import KeyRing
+from uservpn.wire.keys import Ring
 from uservpn.wire.session import TIME_SIZE, Session
 
 UNPROVEN_S: Final = 20.0
@@ -114,7 +114,7 @@ class Table:
     def __init__(
         self,
         options: NodeOptions,
-        ring: KeyRing,
+        ring: Ring,
         codec: HeaderCodec,
         random: Callable[[int], bytes],
         wall_s: float,

@@ -27,7 +27,7 @@ from uservpn.wire.constants import (
     KIND_MASK,
     PAYLOAD_SIZE_MAX,
 )
-from uservpn.wire.keys import KeyRing
+from uservpn.wire.keys import Ring
 
 _FIELDS: Final = struct.Struct(">BBBIQQ3s3s3s")
 assert _FIELDS.size == FIELDS_SIZE
@@ -85,7 +85,7 @@ class HeaderCodec:
 
     __slots__ = ("_seal", "_sivs", "stranger_count")
 
-    def __init__(self, ring: KeyRing) -> None:
+    def __init__(self, ring: Ring) -> None:
         self._sivs = ring.sivs
         self._seal = ring.sivs[0].encrypt
         self.stranger_count = 0

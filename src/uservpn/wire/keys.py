@@ -10,15 +10,46 @@ recorded (docs/wire.md).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, AESSIV, ChaCha20Poly1305
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from uservpn.errors import UsageError
+from uservpn.types import Buffer
 from uservpn.wire.constants import KEY_SIZE
 
-Aead = AESGCM | ChaCha20Poly1305
+
+class Cipher(Protocol):
+    """Seals payloads under one key; `InvalidTag` where they do not open."""
+
+    def encrypt(self, nonce: bytes, data: Buffer, associated_data: bytes | None, /) -> bytes:
+        """The sealed payload."""
+
+    def decrypt(self, nonce: bytes, data: Buffer, associated_data: bytes | None, /) -> bytes:
+        """The payload."""
+
+
+class HeaderCipher(Protocol):
+    """Seals header fields under one key, the same for the same fields."""
+
+    def encrypt(self, data: Buffer, associated_data: None, /) -> bytes:
+        """Watermark and sealed fields."""
+
+    def decrypt(self, data: Buffer, associated_data: None, /) -> bytes:
+        """The fields."""
+
+
+class Ring(Protocol):
+    """What sessions and headers need of a key ring: this one, or the simulator's."""
+
+    @property
+    def sivs(self) -> Sequence[HeaderCipher]:
+        """The header ciphers; the first one seals."""
+
+    def payload(self, slot: int, origin: int, boot: int, destination: int, chacha: bool) -> Cipher:
+        """The cipher for payloads from `origin`, started as `boot`, to `destination`."""
 
 
 def _derive(key: bytes, size: int, info: bytes) -> bytes:
@@ -45,7 +76,7 @@ class KeyRing:
         """Tells how many keys there are, never what they are."""
         return f"KeyRing({len(self._keys)} keys)"
 
-    def payload(self, slot: int, origin: int, boot: int, destination: int, chacha: bool) -> Aead:
+    def payload(self, slot: int, origin: int, boot: int, destination: int, chacha: bool) -> Cipher:
         """The cipher for payloads from `origin`, started as `boot`, to `destination`."""
         suite = b"chacha" if chacha else b"aesgcm"
         info = b"uservpn payload " + suite + bytes((origin, destination)) + boot.to_bytes(8, "big")

@@ -24,7 +24,7 @@ from uservpn.wire.constants import (
     TAG_SIZE,
 )
 from uservpn.wire.header import Header, HeaderCodec, pack_fields
-from uservpn.wire.keys import Aead, KeyRing
+from uservpn.wire.keys import Cipher, Ring
 from uservpn.wire.replay import ReplayWindow
 
 TIME_SIZE: Final = 8
@@ -62,7 +62,7 @@ class Session:
     )
 
     def __init__(
-        self, ring: KeyRing, codec: HeaderCodec, me: int, boot: int, peer: int, chacha: bool
+        self, ring: Ring, codec: HeaderCodec, me: int, boot: int, peer: int, chacha: bool
     ) -> None:
         self._ring = ring
         self._codec = codec
@@ -77,8 +77,8 @@ class Session:
         self._peer_boot_bytes = b""
         self._number = 0
         self._flags = FLAG_CHACHA if chacha else 0
-        self._aead_out: Aead = ring.payload(0, me, boot, peer, chacha)
-        self._aeads_in: dict[tuple[int, int, int], Aead] = {}
+        self._aead_out: Cipher = ring.payload(0, me, boot, peer, chacha)
+        self._aeads_in: dict[tuple[int, int, int], Cipher] = {}
         self._window = ReplayWindow()
         self.replayed_count = 0
         self.forged_count = 0

@@ -1,0 +1,1 @@
+"""The mesh in simulated time: shipped nodes, a made-up network, one seed."""
