@@ -8,7 +8,7 @@ import pytest
 import uvloop
 
 from drivers import make_driver
-from uservpn.errors import Fault
+from uservpn.errors import Fault, UsageError
 from uservpn.links.base import LinkCaps
 from uservpn.node.options import CloseWanted
 
@@ -212,3 +212,26 @@ def test_a_message_after_a_long_idle_time_is_judged_by_the_clock_of_now(monkeypa
         await client.close()
 
     _run(main)
+
+
+def test_messages_go_to_their_topic_and_a_failing_handler_hurts_nobody(caplog):
+    async def main():
+        client, server, _ = _pair(FakePlugin())
+        heard, told = [], []
+        server.on_message("bad", lambda peer, payload: 1 / 0)
+        server.on_message("good", lambda peer, payload: heard.append((peer, payload)))
+        with pytest.raises(UsageError):
+            server.on_message("good", print)
+        client.start()
+        for topic in ("unknown", "bad", "good"):
+            assert client.send_message(1, topic, topic.encode()) == 0
+        client.send_message(1, "good", b"sure", confirmed=True, on_result=told.append)
+        await _until(lambda: told)
+        assert heard == [(7, b"good"), (7, b"sure")] and told == [True]
+        assert server.messages_ignored == 1
+        server.on_message("good", None)
+        server.on_message("good", print)
+        await client.close()
+
+    _run(main)
+    assert "Message was not dealt with" in caplog.text

@@ -11,6 +11,7 @@ import random
 import pytest
 
 from uservpn.errors import PeerFault
+from uservpn.mesh.mailbox import QUEUE_MAX, SPAN, Mailbox, encode
 from uservpn.tunnel.tunnel import Tunnel
 from uservpn.wire import frames
 from uservpn.wire.constants import Kind
@@ -140,3 +141,22 @@ def test_a_node_that_hears_nonsense_under_the_right_key_stays_up(seed):
     world.run(5)
     assert bytes(server.received[stream.id]) == b"hello"
     assert not client.resets
+
+
+@pytest.mark.parametrize("seed", range(4 * ROUNDS))
+def test_nonsense_in_messages_is_a_fault_or_a_message_and_never_grows(seed):
+    rng = random.Random(seed)
+    box = Mailbox()
+    for _ in range(3000):
+        payload = bytearray(encode(rng.getrandbits(rng.choice((3, 12, 64))), "t" * 9, bytes(20)))
+        for _ in range(rng.randrange(3)):
+            payload[rng.randrange(len(payload))] = rng.randrange(256)
+        del payload[rng.randrange(len(payload) + 1) :]
+        for take in (box.receive, box.confirmed):
+            try:
+                take(bytes(payload))
+            except PeerFault:
+                pass
+        box.post("t", b"", rng.random() < 0.5, 0.0)
+    assert len(box._seen) <= 2 * SPAN and len(box.outgoing) <= 2 * QUEUE_MAX
+    assert box.next_deadline() is not None

@@ -10,7 +10,14 @@ import random
 
 from uservpn.errors import Fault
 from uservpn.node.node import Node
-from uservpn.node.options import CloseWanted, DialWanted, NodeOptions, PeerNews
+from uservpn.node.options import (
+    CloseWanted,
+    DialWanted,
+    Message,
+    MessageResult,
+    NodeOptions,
+    PeerNews,
+)
 from uservpn.tunnel.events import Data, Finished, Offered, Opened, Reset, Room
 from uservpn.wire.header import HeaderCodec
 from uservpn.wire.keys import KeyRing
@@ -44,6 +51,8 @@ class Member:
         self.opened: dict[int, Fault] = {}
         self.offered: list = []
         self.news: list[str] = []
+        self.messages: list[tuple[int, str, bytes]] = []
+        self.results: dict[int, bool] = {}
         self.pending: dict[int, bytes] = {}
         self.consume = True
 
@@ -70,6 +79,11 @@ class Member:
                 world.cut(link)
             case PeerNews(_, text, _):
                 self.news.append(text)
+            case Message(peer, topic, payload):
+                self.messages.append((peer, topic, payload))
+            case MessageResult(token, delivered):
+                assert token not in self.results, "one message, one result"
+                self.results[token] = delivered
             case Offered(stream, host, port):
                 self.offered.append((stream, host, port))
                 if host == "refuse.test":

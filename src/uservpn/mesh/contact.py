@@ -117,6 +117,8 @@ class Contact:
         """Linked also while nobody needs it; else dialled on demand, closed when idle."""
         self.links: list[LinkState] = []
         self.has_streams = False
+        self.has_mail = False
+        """Out-of-band messages wait for a way, or for their confirmation."""
         self.heard_at: float | None = None
         self.last_failure = ""
         self._keepalive_s = keepalive_s
@@ -189,7 +191,7 @@ class Contact:
                 self._judge()
         elif self.direct() is None:
             self._refused.clear()
-            if self.endpoints and (self.is_kept or self.has_streams):
+            if self.endpoints and self._is_wanted():
                 self._dial_at = now if self._failures == 0 else now + self._backoff()
 
     def heard(self, state: LinkState, now: float) -> None:
@@ -237,7 +239,7 @@ class Contact:
         if not self.links:
             self._judge()
         self._failures += 1
-        if self.is_kept or self.has_streams:
+        if self._is_wanted():
             self._dial_at = now + self._backoff()
 
     def measured(self, state: LinkState, rtt_s: float) -> None:
@@ -375,8 +377,11 @@ class Contact:
     def _give_up_dialled(self) -> None:
         self._plans += [GiveUp(state.link) for state in self.links if state.dialled]
 
+    def _is_wanted(self) -> bool:
+        return self.is_kept or self.has_streams or self.has_mail
+
     def _is_idle(self) -> bool:
-        return not self.is_kept and not self.has_streams and bool(self.links)
+        return not self._is_wanted() and bool(self.links)
 
     def _check_at(self, state: LinkState) -> float:
         return max(state.heard_at, state.sent_at) + state.check_s
@@ -396,7 +401,7 @@ class Contact:
         return any(state.is_tentative and state.endpoint == endpoint for state in self.links)
 
     def _backoff(self) -> float:
-        is_waiting = self.has_streams and not self.links
+        is_waiting = (self.has_streams or self.has_mail) and not self.links
         most = BACKOFF_BUSY_MAX_S if is_waiting else BACKOFF_MAX_S
         delay = min(most, BACKOFF_START_S * 2.0 ** min(self._failures - 1, 16))
         return delay * (0.5 + self._jitter(0.5))

@@ -7,6 +7,7 @@ what a new boot ends, what a lost link means. The parts share one `Table` of pee
     Members     the node list: records, gossip, whom to keep a link to
     Relaying    ways over other nodes, and what passes over this one
     Sizing      how large the messages of datagram links may be
+    Mailing     out-of-band messages
     Sender      what leaves now, and over which link
 
 Sans-I/O: `now` is monotonic seconds, `wall_s` is added to get the wall clock.
@@ -23,6 +24,7 @@ from typing import Final
 from uservpn.errors import Fault, PeerFault, StreamFault
 from uservpn.mesh.contact import Dead, Dial, GiveUp, Probe
 from uservpn.node.admission import CHALLENGE_SIZE, Admission
+from uservpn.node.mailing import Mailing
 from uservpn.node.members import Members
 from uservpn.node.options import CloseWanted, DialWanted, NodeEvent, NodeOptions
 from uservpn.node.relaying import Loss, Relaying
@@ -65,6 +67,7 @@ class Node:
         self.relay = self.relaying.relay
         self._admission = Admission(self.table, now)
         self._sizing = Sizing(self.table)
+        self._mailing = Mailing(self.table)
         self._sender = Sender(self.table, self.relaying, self._sizing)
         self._dues: dict[int, float] = {}
         self._soonest: float | None = None
@@ -98,12 +101,30 @@ class Node:
         if not self.can_reach(exit, now):
             raise StreamFault(Fault.EXIT_DEAD, f"there is no link to node {exit}")
         self.table.touch(peer)
-        peer.contact.has_streams = bool(peer.tunnel.streams)
+        peer.note_needs()
         stream = peer.tunnel.open(host, port, owner)
         peer.contact.want_stream(now)
-        if peer.contact.direct() is None and peer.route_at is None:
-            peer.route_at = now + ROUTE_AFTER_S if peer.contact.endpoints else now
+        self._seek_soon(peer, now)
         return stream
+
+    def send_message(
+        self, peer: NodeId, topic: str, payload: bytes, now: float, *, confirmed: bool = False
+    ) -> int:
+        """Sends an out-of-band message, ahead of the streams; its token, 0 at best effort.
+
+        A `MessageResult` tells how a confirmed one ended, within 30 s. A peer that is not linked is
+        dialled, or reached over relays. Limits, and what happens there: mesh/mailbox.py.
+
+        Raises:
+            UsageError: more than 1,000 bytes, no topic or one of more than 32 bytes of ASCII, or
+                no other node's number.
+        """
+        token = self._mailing.post(peer, topic, payload, confirmed, now)
+        other = self.peers[peer]
+        other.note_needs()
+        other.contact.want(now)
+        self._seek_soon(other, now)
+        return token
 
     def can_reach(self, node: NodeId, now: float) -> bool:
         """Is there a link, an endpoint to dial, or a relay that is linked with it?"""
@@ -202,13 +223,14 @@ class Node:
         if peer is None:
             return
         self.table.touch(peer)
-        peer.contact.has_streams = bool(peer.tunnel.streams)
+        peer.note_needs()
         peer.contact.link_down(link, now, refused)
         if peer.is_neighbour and peer.contact.direct() is None:
             self.members.neighbour_down(peer)
             self._drop_ways(self.relaying.neighbour_lost(peer, now), now)
             self._arrange(now)
-        if peer.tunnel.streams and peer.contact.direct() is None:
+        peer.mail.link_lost()
+        if peer.is_needed() and peer.contact.direct() is None:
             self.relaying.seek(peer, now)
         if peer.contact.links:
             peer.tunnel.link_lost()
@@ -221,8 +243,8 @@ class Node:
         """A wanted dial did not lead to a link."""
         known = self.peers[peer]
         self.table.touch(known)
-        known.contact.has_streams = bool(known.tunnel.streams)
-        if known.tunnel.streams:
+        known.note_needs()
+        if known.is_needed():
             self.relaying.seek(known, now)  # before it is judged that nothing is left
         known.contact.dial_failed(endpoint, refused, detail, now)
         self._arrange(now)
@@ -275,12 +297,14 @@ class Node:
             if due <= now:
                 table.touch(self.peers[node])
         for peer in table.touched.values():
-            peer.contact.has_streams = bool(peer.tunnel.streams)
+            peer.note_needs()
             peer.contact.on_deadline(now)
             if peer.route_at is not None and now >= peer.route_at:
                 peer.route_at = None
-                if peer.tunnel.streams and peer.contact.direct() is None:
+                if peer.is_needed() and peer.contact.direct() is None:
                     self.relaying.seek(peer, now)
+            if peer.contact.has_mail:
+                peer.mail.on_deadline(now)
             if peer.contact.links:
                 self.directory.heard(peer.id, peer.contact.heard_at or 0.0)
                 peer.tunnel.on_deadline(now)
@@ -315,6 +339,8 @@ class Node:
         table.events = []
         for peer in table.touched.values():
             self._follow(peer, now)
+            if peer.mail.results:
+                self._mailing.report(peer)
             events += peer.tunnel.take_events()
         events += table.events
         table.events = []
@@ -344,8 +370,13 @@ class Node:
 
     def _seek_ways(self, now: float) -> None:
         for peer in self.peers.values():
-            if peer.tunnel.streams and not peer.contact.links:
+            if peer.is_needed() and not peer.contact.links:
                 self.relaying.seek(peer, now)
+
+    def _seek_soon(self, peer: Peer, now: float) -> None:
+        """A relayed way, unless there is a direct link by then."""
+        if peer.contact.direct() is None and peer.route_at is None:
+            peer.route_at = now + ROUTE_AFTER_S if peer.contact.endpoints else now
 
     def _drop_ways(self, losses: list[Loss], now: float) -> None:
         for link, reason in losses:
@@ -362,7 +393,7 @@ class Node:
                     peer.outbox.append((link, Kind.KEEPALIVE, table.padding(), 0))
                 case Probe(link, False):
                     table.probe(peer, link, now)
-                    if peer.tunnel.streams and peer.contact.best().probed:
+                    if peer.is_needed() and peer.contact.best().probed:
                         self.relaying.seek(peer, now)
                 case GiveUp(link) if link < 0:
                     self.link_down(link, "no answer over relays", now)
@@ -392,6 +423,7 @@ class Node:
             rtt_s = peer.tunnel.rtt_s
             peer.tunnel = self.table.new_tunnel(peer.id)
             peer.tunnel.rtt_s = rtt_s
+            peer.mail.peer_restarted()
 
     def _act(self, peer: Peer, link: LinkId, kind: int, payload: bytes, now: float) -> None:
         """A message that is genuine, fresh and for us."""
@@ -436,6 +468,8 @@ class Node:
             outbox.append((link, Kind.ANSWER, payload[:8] + self.table.padding(), 0))
         elif kind == Kind.ANSWER:
             self._act_answer(peer, link, entry, payload, now)
+        elif kind in (Kind.MESSAGE, Kind.CONFIRM):
+            self._act_mail(peer, link, kind, payload)
         elif kind == Kind.UNREACHABLE:
             self._drop_ways(self.relaying.hear_unreachable(peer, payload, now), now)
         elif kind == Kind.CHALLENGE:
@@ -446,6 +480,19 @@ class Node:
                 self._act(peer, held.link, held.kind, held.payload, now)
         elif kind == Kind.GOODBYE:
             self._end_streams(peer, f"node {peer.id} stops")
+            self.table.events.append(CloseWanted(link))
+
+    def _act_mail(self, peer: Peer, link: LinkId, kind: int, payload: bytes) -> None:
+        """An out-of-band message, or the confirmation of one."""
+        try:
+            if kind == Kind.MESSAGE:
+                self._mailing.receive(peer, link, payload)
+            else:
+                peer.mail.confirmed(payload)
+        except PeerFault as fault:
+            self.counters.peer_faults += 1
+            text = f"node {peer.id} sent a message that makes no sense: {fault}"
+            self.table.tell(peer.id, text, "warning")
             self.table.events.append(CloseWanted(link))
 
     def _act_answer(

@@ -46,4 +46,21 @@ class PeerNews(NamedTuple):
     level: Literal["info", "warning"]
 
 
-NodeEvent = DialWanted | CloseWanted | PeerNews | Event
+class Message(NamedTuple):
+    """An out-of-band message came."""
+
+    peer: NodeId
+    topic: str
+    payload: bytes
+
+
+class MessageResult(NamedTuple):
+    """A confirmed out-of-band message of ours is over."""
+
+    token: int
+    """What `Node.send_message` returned."""
+    delivered: bool
+    """True: the peer has it. False: it may have it, but never said so."""
+
+
+NodeEvent = DialWanted | CloseWanted | PeerNews | Message | MessageResult | Event

@@ -44,13 +44,16 @@ class Sender:
         for peer in self._table.touched.values():
             if peer.is_onward:
                 self._relaying.take(peer, room, out, now)
-            if not peer.outbox and not peer.tunnel.has_outgoing():
+            mail = peer.mail.outgoing
+            if not peer.outbox and not mail and not peer.tunnel.has_outgoing():
                 continue
             if peer.session.is_spent:
                 self._spent(peer)
                 continue
             if peer.outbox:
                 self._take_outbox(peer, room, out, stamp, wall_ms, now)
+            if mail and peer.contact.links:
+                self._take_mail(peer, room, out, stamp, wall_ms, now)
             if peer.contact.links:
                 self._take_tunnel(peer, room, out, stamp, wall_ms, now)
         return out
@@ -68,6 +71,25 @@ class Sender:
                 out.append((carrier, list(sealed)))
                 if entry.state is not None:
                     peer.contact.sent(entry.state, kind == Kind.PROBE, now)
+
+    def _take_mail(
+        self, peer: Peer, room: Room, out: Batches, stamp: bytes, wall_ms: int, now: float
+    ) -> None:
+        """Out-of-band messages over the best link, while it has room."""
+        state = peer.contact.best()
+        carrier = self._relaying.carrier(state.link)
+        free = 0 if carrier is None else room(carrier)
+        if carrier is None or free <= 0:
+            return
+        hops = self._table.links[state.link].hops_code
+        batch: list[bytes] = []
+        while peer.mail.outgoing and free > 0:
+            payload = peer.mail.take(state.rtt_s, now) + self._table.padding()
+            batch += peer.session.seal(Kind.MESSAGE, payload, stamp, wall_ms, 0, hops)
+            free -= len(payload)
+        out.append((carrier, batch))
+        peer.contact.used(state, now)
+        peer.contact.sent(state, False, now)
 
     def _take_tunnel(
         self, peer: Peer, room: Room, out: Batches, stamp: bytes, wall_ms: int, now: float

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from uservpn.mesh.contact import Contact, LinkState
+from uservpn.mesh.mailbox import Mailbox
 from uservpn.mesh.pathmtu import PathMtu
 from uservpn.mesh.routes import Route
 from uservpn.node.options import NodeEvent, NodeOptions, PeerNews
@@ -63,6 +64,7 @@ class Peer:
         self.session = session
         self.contact = contact
         self.tunnel = tunnel
+        self.mail = Mailbox()
         self.held: list[tuple[Header, bytes, LinkId]] = []
         self.challenge = b""
         self.notice_at = 0.0
@@ -83,15 +85,32 @@ class Peer:
         """Would a take return something, now or when a link has room again?"""
         if self.outbox or self.is_onward or self.contact.has_plans() or self.tunnel.has_events():
             return True
-        return bool(self.contact.links) and self.tunnel.has_outgoing()
+        if self.mail.results:
+            return True
+        if not self.contact.links:
+            return False
+        return bool(self.mail.outgoing) or self.tunnel.has_outgoing()
+
+    def is_needed(self) -> bool:
+        """Do streams or messages wait for a way to it?"""
+        return bool(self.tunnel.streams) or self.mail.is_busy()
+
+    def note_needs(self) -> None:
+        """Its contact learns whether streams or messages wait."""
+        self.contact.has_streams = bool(self.tunnel.streams)
+        self.contact.has_mail = self.mail.is_busy()
 
     def next_deadline(self) -> float | None:
         """When this peer wants to be looked at without being touched."""
         contact = self.contact
-        contact.has_streams = bool(self.tunnel.streams)
+        self.note_needs()
         due = contact.next_deadline()
         if self.route_at is not None and (due is None or self.route_at < due):
             due = self.route_at
+        if contact.has_mail:
+            other = self.mail.next_deadline()
+            if other is not None and (due is None or other < due):
+                due = other
         other = self.tunnel.next_deadline() if contact.links else None
         if due is None or (other is not None and other < due):
             return other

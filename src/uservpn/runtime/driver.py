@@ -12,12 +12,19 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from uservpn.errors import Fault
+from uservpn.errors import Fault, UsageError
 from uservpn.kit.endpoint import Endpoint
 from uservpn.links.base import Link, LinkPlugin, Listener, NodePlugin, PluginFactory
 from uservpn.mesh.contact import DIAL_LIMIT_S
 from uservpn.node.node import Node
-from uservpn.node.options import CloseWanted, DialWanted, NodeEvent, PeerNews
+from uservpn.node.options import (
+    CloseWanted,
+    DialWanted,
+    Message,
+    MessageResult,
+    NodeEvent,
+    PeerNews,
+)
 from uservpn.runtime.clock import monotonic, suspended_for, wall_offset
 from uservpn.runtime.pump import Pump
 from uservpn.tunnel.events import Data, Finished, Offered, Opened, Reset, Room
@@ -52,6 +59,10 @@ class Driver:
         self.listening: dict[str, Listener] = {}
         self.plugins: dict[str, LinkPlugin] = {}
         """By protocol; more may come with a reload."""
+        self.messages_ignored = 0
+        """Out-of-band messages whose topic nobody here knows."""
+        self._topics: dict[str, Callable[[NodeId, bytes], None]] = {}
+        self._results: dict[int, Callable[[bool], None]] = {}
         self._last_link = 0
         self._generation = node.directory.generation
         self._flush_handle: asyncio.Handle | None = None
@@ -160,6 +171,42 @@ class Driver:
         """Delivered bytes have gone on."""
         self.node.tunnel(stream).consumed(stream, size, monotonic())
         self.kick()
+
+    # --- out-of-band messages (docs/messages.md) -------------------------------------------------
+
+    def on_message(self, topic: str, handler: Callable[[NodeId, bytes], None] | None) -> None:
+        """From now on `handler` gets what comes under this topic; None: nobody.
+
+        It runs on the event loop and must not block; what it raises is logged.
+
+        Raises:
+            UsageError: somebody has the topic already.
+        """
+        if handler is None:
+            self._topics.pop(topic, None)
+        elif topic in self._topics:
+            raise UsageError(f"somebody listens to the topic {topic!r} already")
+        else:
+            self._topics[topic] = handler
+
+    def send_message(
+        self,
+        peer: NodeId,
+        topic: str,
+        payload: bytes,
+        *,
+        confirmed: bool = False,
+        on_result: Callable[[bool], None] | None = None,
+    ) -> int:
+        """Sends `payload` to `peer`, ahead of the streams; `Node.send_message` has the rules.
+
+        `on_result` is told once whether a confirmed message was delivered; bounded like those.
+        """
+        token = self.node.send_message(peer, topic, payload, monotonic(), confirmed=confirmed)
+        if on_result is not None and token:
+            self._results[token] = on_result
+        self.kick()
+        return token
 
     # --- LinkOwner -------------------------------------------------------------------------------
 
@@ -354,6 +401,18 @@ class Driver:
     def _on_news(self, event: PeerNews) -> None:
         log.log(logging.WARNING if event.level == "warning" else logging.INFO, event.text)
 
+    def _on_message(self, event: Message) -> None:
+        handler = self._topics.get(event.topic)
+        if handler is None:
+            self.messages_ignored += 1
+        else:
+            handler(event.peer, event.payload)
+
+    def _on_message_result(self, event: MessageResult) -> None:
+        on_result = self._results.pop(event.token, None)
+        if on_result is not None:
+            on_result(event.delivered)
+
     def _on_offered(self, event: Offered) -> None:
         if self.offer is None:
             self.refuse(event.stream, Fault.NOT_ALLOWED)
@@ -385,6 +444,8 @@ _HANDLERS: Final[dict[type, Callable[..., None]]] = {
     DialWanted: Driver._on_dial,
     CloseWanted: Driver._on_close,
     PeerNews: Driver._on_news,
+    Message: Driver._on_message,
+    MessageResult: Driver._on_message_result,
     Offered: Driver._on_offered,
     Opened: Driver._on_opened,
     Data: Driver._on_data,

@@ -53,6 +53,10 @@ class Kind(enum.IntEnum):
     """Records of nodes, or what helps to compare two lists of them (mesh/gossip.py)."""
     UNREACHABLE = 11
     """A relay tells the origin that a message could not go on (node/relay.py)."""
+    MESSAGE = 12
+    """Out of band: a topic and some bytes, beside the tunnel (mesh/mailbox.py)."""
+    CONFIRM = 13
+    """Of a MESSAGE that asked for it."""
 
 
 # --- implementation -------------------------------------------------------------------------------
