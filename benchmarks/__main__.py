@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
 
-from benchmarks import far
+from benchmarks import far, relay
 
 START_LIMIT: Final = 20.0  # seconds until a process must be ready
 LOAD_LIMIT: Final = 180.0  # seconds for one run of the load
@@ -37,6 +37,8 @@ LIFE_LIMIT: Final = 600.0  # seconds for a process that serves
 STOP_LIMIT: Final = 10.0  # seconds between SIGTERM and SIGKILL
 PARALLEL: Final = 64  # new connections at a time
 FAR: Final = "far"
+RELAY: Final = "relay"
+OURS: Final = (FAR, RELAY)  # budgets of ours, not comparisons
 TICKS: Final = os.sysconf("SC_CLK_TCK")
 MIB: Final = 1024 * 1024
 
@@ -189,6 +191,7 @@ class Running:
     proxy: int
     client: Process
     server: Process
+    server_port: int = 0
 
     @property
     def processes(self) -> dict[str, Process]:
@@ -228,7 +231,7 @@ def start_uservpn(
         if time.monotonic() > end:
             raise BenchmarkError(f"uservpn: no link within {START_LIMIT:g} s")
         time.sleep(0.1)
-    return Running(proxy, started["client"], started["server"])
+    return Running(proxy, started["client"], started["server"], port)
 
 
 _USERVPN: Final = (sys.executable, "-m", "uservpn")
@@ -366,6 +369,31 @@ def measure_far(bench: Bench) -> Results:
         return far.measure(running.proxy, port, 20)
 
 
+def measure_relay(bench: Bench) -> Results:
+    """One node, first as the exit of a client, then as a relay between two bare ends."""
+    place = Path(tempfile.mkdtemp(prefix="ub", dir=bench.place))
+    size = bench.sizes.bulk_bytes
+    with contextlib.ExitStack() as stack:
+        running = start_uservpn(stack, place)
+        bench.client("conn", running, 8, 1)
+        pid = running.server.pid
+        before = cpu_seconds(pid)
+        seconds = bench.client("bulk", running, "down", 1, size)["seconds"]
+        spent = cpu_seconds(pid) - before
+        as_exit = {
+            "exit (Gbit/s)": size * 8 / seconds / 1e9,
+            "exit: CPU (s/GB)": spent / (size / 1e9),
+        }
+        running.client.stop()
+        key = relay.key_of((place / "key").read_text())
+        port = running.server_port
+        found = relay.measure(key, port, size, lambda: cpu_seconds(pid))
+    results = as_exit | found
+    results["relay / exit, speed"] = results["relay (Gbit/s)"] / results["exit (Gbit/s)"]
+    results["relay / exit, CPU"] = results["relay: CPU (s/GB)"] / results["exit: CPU (s/GB)"]
+    return results
+
+
 BENCHMARKS: Final[dict[str, Callable[[Bench, Running], Results]]] = {
     "bulk": measure_bulk,
     "conn": measure_conn,
@@ -411,7 +439,7 @@ def shown(value: float) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
     parser.add_argument("--quick", action="store_true", help="one round, smaller sizes")
-    parser.add_argument("--only", choices=[*BENCHMARKS, FAR], help="only this benchmark")
+    parser.add_argument("--only", choices=[*BENCHMARKS, *OURS], help="only this benchmark")
     options = parser.parse_args()
     sizes = QUICK if options.quick else FULL
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -428,7 +456,7 @@ def main() -> int:
         systems["shadowsocks-libev"] = start_shadowsocks
     else:
         print("shadowsocks-libev is not installed: uservpn is measured alone.\n")
-    names = [options.only] if options.only else [*BENCHMARKS, FAR]
+    names = [options.only] if options.only else [*BENCHMARKS, *OURS]
     results: dict[str, dict[str, list[float]]] = {system: {} for system in systems}
     failures = 0
     with contextlib.ExitStack() as stack:
@@ -439,15 +467,16 @@ def main() -> int:
         rounds = [(name, number) for name in names for number in range(sizes.rounds)]
         for name, number in rounds:
             for system, start in systems.items():
-                if name == FAR and system != "uservpn":
-                    continue  # a budget of ours, not a comparison
+                if name in OURS and system != "uservpn":
+                    continue
                 print(f"{name}, round {number + 1}: {system}", file=sys.stderr, flush=True)
                 target = free_port()
                 sink = Process([load, "server", str(target)], place / "sink.log")
                 try:
                     sink.wait_for_line("ready", START_LIMIT)
                     bench = Bench(load, target, sizes, place)
-                    found = measure_far(bench) if name == FAR else measure(name, bench, start)
+                    alone = {FAR: measure_far, RELAY: measure_relay}.get(name)
+                    found = alone(bench) if alone else measure(name, bench, start)
                 except (BenchmarkError, OSError) as error:
                     failures += 1
                     print(f"{name}, round {number + 1}: {system}: {error}", file=sys.stderr)
