@@ -35,6 +35,8 @@ def test_an_unanswered_link_is_a_dial_under_way():
     contact.want(1.0)
     assert not contact.take_plans()  # it is being dialled
     contact.heard(state, 1.1)
+    assert contact.direct() is None  # whoever copies a message can send it from any address
+    contact.proved(state, 1.2)
     assert contact.direct() is state
 
 
@@ -66,7 +68,7 @@ def test_it_is_asked_at_growing_intervals_and_given_up_like_a_failed_dial():
 def test_one_lost_answer_does_not_end_a_datagram_link():
     contact = _contact(UDP)
     state = contact.link_up(1, "udp", UDP, True, 0.0, is_lossy=True)
-    contact.heard(state, 0.1)
+    contact.proved(state, 0.1)
     contact.sent(state, True, 100.0)
     assert [at for at, _ in _advance(contact, 100.0, 103.0)] == [101.0, 103.0]
     contact.heard(state, 103.1)

@@ -1,43 +1,58 @@
-"""How one node stays in touch with one other: dialling, back-off, liveness, and when it counts as dead.
+"""How one node stays in touch with one other: dialling, proof, liveness, and when it counts as dead.
 
 A `Contact` never sees bytes. It is told that links came up or went down, that the peer was heard, and
-that dials failed; it answers with plans: dial this endpoint, probe that link, give that link up. A
-node that is only known by the links it opened to us (no endpoints) is never dialled.
+that dials failed; it answers with plans: dial this endpoint, probe that link, give that link up. Which
+endpoint is dialled when, `Dials` knows (mesh/addresses.py); a node without endpoints is never dialled.
 
-A datagram link is "open" at once, whether anybody is there or not. Until its peer was heard on it, it is
+Proof. A stream's handshake proves that its peer is at its address; a datagram proves nothing, since who
+copies a fresh message can send it on from anywhere. So a datagram link that the peer opened is *unproved*:
+it is not among `links`, and nothing but answers goes there, until a PROBE of ours was answered over it.
+Then it goes to the front, and the older one it seems to replace is asked whether it is still there. A
+datagram link of our own is open at once, whether anybody is there or not: until it is answered it is
 *tentative*: it may carry messages where nothing better is there, but counts as a dial still under way.
 
-A peer is *dead* for its streams when every endpoint refuses, or when nothing of it was heard for the
+A peer is *dead* for its streams when every fixed endpoint refuses, or when nothing of it was heard for the
 grace time, which begins when its last link is lost, or with the first stream that finds none. (That
 it is back with a new boot is seen by its session, not here.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
+from uservpn.mesh.addresses import Dials
+from uservpn.mesh.records import EndpointKind, Known
 from uservpn.types import LinkId
 
 BACKOFF_START_S: Final = 0.25
 BACKOFF_MAX_S: Final = 120.0
 BACKOFF_BUSY_MAX_S: Final = 2.0
 """While streams wait the next attempt is never further away than this."""
+OFFLINE_S: Final = 30.0
+"""Where the system says that there is no way out, the next attempt waits for `wake`, or so long."""
+OTHER_START_S: Final = 5.0
+OTHER_MAX_S: Final = 120.0
+"""While streams run over one protocol, another one that has no link is tried again this often."""
 ANSWER_S: Final = 4.0
 """A link whose peer owes an answer is probed after so long (or 4 round trips), and given up after twice."""
-DIAL_LIMIT_S: Final = 8.0
-"""How long a dial may take; one without any result counts as failed a little later."""
-_DIAL_LATE_S: Final = 2.0
+HURRY_S: Final = 0.3
+"""After `wake` a peer has so long (or 3 round trips) to answer before it is dialled anew."""
 RETRY_S: Final = 1.0
 """A lossy link whose peer owes an answer is probed after so long, then after 3 and 7 times that (RFC 6298's
 start value and back-off): one lost datagram must not cost ANSWER_S, nor two of them the link."""
+PUNCH_RETRY_S: Final = 0.1
+PUNCH_S: Final = 2.5
+"""A link that opens a way through a NAT is probed after 0.1 s, then ever less often, for so long."""
 IDLE_S: Final = 600.0
 """A link that was opened on demand and carried no stream for so long is closed."""
 SHORT_LIFE_S: Final = 1.0
 """A link that ended this soon counts as a failed dial: else it would be dialled in a hot loop."""
 LEAVE_S: Final = 1.0
 """Links to a peer that is no longer wanted stay this long, so that the ends of streams get through."""
+UNPROVED_MAX: Final = 4
+"""Datagram links of one peer that wait for their proof; a further one takes the place of the oldest."""
 
 
 class Dial(NamedTuple):
@@ -54,7 +69,7 @@ class Probe(NamedTuple):
 
 
 class GiveUp(NamedTuple):
-    """Close this link: its peer does not answer."""
+    """Close this link: its peer does not answer, or it is not needed."""
 
     link: LinkId
 
@@ -82,6 +97,7 @@ class LinkState:
     owed_since: float | None = None
     """Since when the peer owes an answer on this link; None: it does not."""
     probed: bool = False
+    """It is silent though its peer owes an answer: others are used where there are any."""
     early_s: float = 0.0
     """How much before its time the next KEEPALIVE goes, so that a mesh's do not fall together."""
     check_s: float = 0.0
@@ -94,6 +110,10 @@ class LinkState:
     """Messages may be lost on it, and it ends without a word."""
     is_tentative: bool = False
     """A lossy one that was dialled and has not been answered yet."""
+    is_unproved: bool = False
+    """A lossy one that the peer opened, and that has not been answered yet."""
+    is_punch: bool = False
+    """It opens a way through a NAT: probed often, for a short time."""
     retry_s: float = RETRY_S
     """When, after `owed_since`, the next probe of a lossy link goes."""
 
@@ -112,10 +132,13 @@ class Contact:
         grace_s: float,
         jitter: Callable[[float], float],
     ) -> None:
+        self.dials = Dials(jitter)
         self.endpoints = endpoints
         self.is_kept = True
         """Linked also while nobody needs it; else dialled on demand, closed when idle."""
         self.links: list[LinkState] = []
+        self.unproved: list[LinkState] = []
+        """Accepted datagram links whose peer is not known to be there; at most UNPROVED_MAX."""
         self.has_streams = False
         self.has_mail = False
         """Out-of-band messages wait for a way, or for their confirmation."""
@@ -124,16 +147,36 @@ class Contact:
         self._keepalive_s = keepalive_s
         self._grace_s = grace_s
         self._jitter = jitter
-        self._dialling: dict[str, float] = {}
-        self._refused: set[str] = set()
         self._failures = 0
+        self._other_failures = 0
         self._dial_at: float | None = None
         self._lost_at: float | None = None
         self._leave_at: float | None = None
         self._used_at = 0.0
         self._plans: list[Plan] = []
 
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        """Where it may be dialled, in the order of preference."""
+        return self.dials.endpoints
+
+    @endpoints.setter
+    def endpoints(self, endpoints: tuple[str, ...]) -> None:
+        self.offer([Known(EndpointKind.FIXED, endpoint) for endpoint in endpoints])
+
+    def offer(self, known: Sequence[Known]) -> None:
+        """Replaces the list of endpoints; the preferred ones first."""
+        self.dials.offer(known)
+
     # --- outside events --------------------------------------------------------------------------
+
+    def takes(self, protocol: str, endpoint: str) -> bool:
+        """A dial succeeded: is its link still wanted, or was another one faster?"""
+        self.dials.came_up(endpoint)
+        return not any(
+            state.dialled and not state.probed and not state.is_tentative
+            for state in self._direct_of(protocol)
+        )
 
     def link_up(
         self,
@@ -144,30 +187,38 @@ class Contact:
         now: float,
         relayed: bool = False,
         is_lossy: bool = False,
+        is_punch: bool = False,
     ) -> LinkState:
-        """A link to the peer is open (for one we did not dial: and proved to be the peer's)."""
-        if (
-            not dialled and not relayed
-        ):  # the peer dials one link of a kind at a time: an older one is dead
-            for state in self.links:
-                if not state.dialled and state.protocol == protocol:
+        """A link to the peer is open (for one we did not dial: and spoken for by a message of it)."""
+        if not dialled and not relayed and not is_lossy:
+            # the peer dials one link of a kind at a time: an older one is dead
+            for state in self._direct_of(protocol):
+                if not state.dialled:
                     self._plans.append(GiveUp(state.link))
-        self._dialling.pop(endpoint, None)
+        self.dials.came_up(endpoint)
         state = LinkState(
             link, protocol, dialled, endpoint, now, now, now,
             relayed=relayed, is_lossy=is_lossy, is_tentative=is_lossy and dialled,
+            is_unproved=is_lossy and not dialled, is_punch=is_punch,
         )  # fmt: skip
         state.early_s = self._jitter(self._keepalive_s / 10)
-        self.used(state, now)
-        if dialled:
+        state.check_s = max(ANSWER_S, self._grace_s / 2)
+        if dialled or is_lossy:
             state.owed_since = now  # it has to answer once: a wrong key would never
-        # `heard` brings it to the front: an unproved one waits behind, a tentative one behind all
+        if is_punch or state.is_unproved:
+            state.retry_s = PUNCH_RETRY_S
+        if state.is_unproved:
+            if len(self.unproved) >= UNPROVED_MAX:
+                self._plans.append(GiveUp(self.unproved[0].link))
+            self.unproved.append(state)
+            return state
+        self._used_at = now
+        # `heard` brings it to the front: one that is new waits behind, a tentative one behind all
         place = len(self.links)
         if not state.is_tentative:
             place -= sum(1 for other in self.links if other.is_tentative)
         self.links.insert(place, state)
         if not relayed and not state.is_tentative:
-            self._refused.clear()
             self._dial_at = None
         return state
 
@@ -176,6 +227,7 @@ class Contact:
 
         `refused`: the peer's machine says that nobody is there.
         """
+        self.unproved = [state for state in self.unproved if state.link != link]
         state = next((state for state in self.links if state.link == link), None)
         if state is None:
             return
@@ -186,31 +238,55 @@ class Contact:
             self._lost_at = now
         if state.is_tentative:
             self.dial_failed(state.endpoint, refused, "refused" if refused else "no answer", now)
-        elif state.relayed:
+            return
+        if state.relayed:
             if not self.links:
                 self._judge()
-        elif self.direct() is None:
-            self._refused.clear()
-            if self.endpoints and self._is_wanted():
-                self._dial_at = now if self._failures == 0 else now + self._backoff()
+            return
+        if state.dialled and state.heard_at == state.up_at:
+            self.dials.failed(state.endpoint, refused, now)
+        for other in self.links:
+            if other.is_lossy and not other.is_tentative and other.owed_since is None:
+                self._ask(other, now)  # nobody would tell if it went the same way
+        if self.direct() is None and self.endpoints and self._is_wanted():
+            self._dial_at = now if self._failures == 0 else now + self._backoff()
+        else:
+            self._seek_other(now)
 
     def heard(self, state: LinkState, now: float) -> None:
         """A genuine message came over this link."""
-        self.heard_at = state.heard_at = now
+        self.heard_at = now
         self._lost_at = None
+        if state.is_unproved or state.is_tentative:  # only an answer tells that it came from there
+            state.heard_at = now
+            return
+        if state.heard_at == state.up_at and state.dialled and not state.relayed:
+            self._answered(state)
+        state.heard_at = now
         state.owed_since = None
         state.probed = False
         state.retry_s = RETRY_S
-        if state.is_tentative:
-            state.is_tentative = False
-            self._refused.clear()
-            self._dial_at = None
         if not state.relayed:
             self._failures = 0
-        if self.links[0] is not state:
-            self.links.remove(state)
-            place = sum(1 for other in self.links if not other.relayed) if state.relayed else 0
-            self.links.insert(place, state)
+        self._to_front(state)
+
+    def proved(self, state: LinkState, now: float) -> None:
+        """A probe was answered over this very link: its peer is where it seems to be."""
+        if not state.is_unproved and not state.is_tentative:
+            return
+        if state.is_unproved:
+            self.unproved.remove(state)
+            self.links.append(state)
+            self._used_at = now
+            for other in self._direct_of(state.protocol):
+                if other is not state and not other.dialled:
+                    self._ask(other, now)
+        state.is_unproved = state.is_tentative = False
+        state.up_at = now - SHORT_LIFE_S
+        if state.dialled:
+            self._answered(state)
+        self._dial_at = None
+        self.heard(state, now)
 
     def progress(self, state: LinkState, now: float) -> None:
         """Bytes moved on this link, though no whole message yet."""
@@ -228,19 +304,23 @@ class Contact:
         self._used_at = now
         state.check_s = max(ANSWER_S, self._grace_s / 2)
 
-    def dial_failed(self, endpoint: str, refused: bool, detail: str, now: float) -> None:
-        """A dial ended without a link."""
-        self._dialling.pop(endpoint, None)
+    def dial_failed(
+        self, endpoint: str, refused: bool, detail: str, now: float, offline: bool = False
+    ) -> None:
+        """A dial ended without a link. `offline`: the system says that no way leads there."""
+        self.dials.failed(endpoint, refused, now)
         self.last_failure = f"{endpoint}: {detail}"
-        if refused:
-            self._refused.add(endpoint)
-        if self._is_dialling() or self.direct() is not None:
+        self._run_dials(now)
+        if self._is_dialling():
+            return
+        if self.direct() is not None:
+            self._seek_other(now)
             return
         if not self.links:
             self._judge()
         self._failures += 1
         if self._is_wanted():
-            self._dial_at = now + self._backoff()
+            self._dial_at = now + (OFFLINE_S if offline else self._backoff())
 
     def measured(self, state: LinkState, rtt_s: float) -> None:
         """One round trip over this link."""
@@ -274,13 +354,22 @@ class Contact:
         return next((state for state in self.links if not state.probed), self.links[0])
 
     def wake(self, now: float) -> None:
-        """After sleep, or when the network changed: one try of everything, at once."""
-        self._failures = 0
+        """After sleep, or when the network changed: one try of everything, at once.
+
+        What is asked has HURRY_S; a peer with streams is dialled at the same time, since a link that
+        has come through may take seconds to find that out.
+        """
+        self._failures = self._other_failures = 0
+        self.dials.forget_failures()
         for state in self.links:
-            state.owed_since = now
-            state.probed = True
-            self._plans.append(Probe(state.link, False))
-        self.want(now)
+            self._ask(state, now)
+        if not self._is_wanted() or not self.endpoints:
+            return
+        if self.has_streams or self.direct() is None:
+            self._dial(now)
+        else:
+            rtts = [state.rtt_s for state in self.links if state.rtt_s is not None]
+            self._dial_at = now + max(HURRY_S, 3 * min(rtts, default=0.0))
 
     # --- time ------------------------------------------------------------------------------------
 
@@ -288,6 +377,7 @@ class Contact:
         """Due work; harmless when early."""
         if self._dial_at is not None and now >= self._dial_at:
             self._dial(now)
+        self._run_dials(now)
         if self._leave_at is not None and now >= self._leave_at:
             self._leave_at = None
             if not self.endpoints:
@@ -295,53 +385,52 @@ class Contact:
         if self._is_idle() and now >= self._used_at + IDLE_S:
             self._used_at = now
             self._give_up_dialled()
-        for endpoint, until in list(self._dialling.items()):
-            if now >= until:
-                self.dial_failed(endpoint, False, "no answer in time", now)
-        for state in list(self.links):
-            patience = max(ANSWER_S, 4 * (state.rtt_s or 0.0))
-            if state.owed_since is not None and now >= state.owed_since + 2 * patience:
-                if state.heard_at == state.up_at and not state.is_tentative:
-                    self._failures += 1
-                    self.last_failure = f"{state.endpoint}: connected, but no answer (wrong key?)"
-                self._plans.append(GiveUp(state.link))
-                state.owed_since = None
-            elif (
-                state.owed_since is not None
-                and not state.probed
-                and now >= state.owed_since + patience
-            ):
-                state.probed = True
-                self._plans.append(Probe(state.link, False))
-            elif (
-                state.is_lossy
-                and state.owed_since is not None
-                and now >= state.owed_since + state.retry_s
-            ):
-                state.retry_s = 2 * state.retry_s + RETRY_S
-                self._plans.append(Probe(state.link, False))
-            elif self.has_streams and now >= self._check_at(state):
-                state.check_s = min(2 * state.check_s, self._keepalive_s)
-                self._plans.append(Probe(state.link, False))
-            elif now >= state.sent_at + self._keepalive_s - state.early_s:
-                state.sent_at = now
-                state.early_s = self._jitter(self._keepalive_s / 10)
-                self._plans.append(Probe(state.link, True))
-            elif now >= state.heard_at + 2.5 * self._keepalive_s:
-                self._plans.append(GiveUp(state.link))
-                state.heard_at = now
+        for endpoint in self.dials.overdue(now):
+            self.dial_failed(endpoint, False, "no answer in time", now)
+        for state in [*self.links, *self.unproved]:
+            self._look_at(state, now)
         if self.has_streams and self._lost_at is not None and now >= self._lost_at + self._grace_s:
             self._lost_at = None
             self._plans.append(Dead("silent"))
 
+    def _look_at(self, state: LinkState, now: float) -> None:
+        """Due work of one link."""
+        owed = state.owed_since  # sums as in `next_deadline`, or the last bit would decide
+        patience = self._patience(state)
+        if owed is not None and now >= owed + 2 * patience:
+            if state.heard_at == state.up_at and not state.is_tentative:
+                self._failures += 1
+                self.last_failure = f"{state.endpoint}: connected, but no answer (wrong key?)"
+            self._plans.append(GiveUp(state.link))
+            state.owed_since = None
+        elif owed is not None and not state.probed and now >= owed + patience:
+            state.probed = True
+            self._plans.append(Probe(state.link, False))
+        elif owed is not None and state.is_lossy and now >= owed + state.retry_s:
+            if state.is_punch or state.is_unproved:
+                state.retry_s = 1.5 * state.retry_s + self._jitter(PUNCH_RETRY_S)
+            else:
+                state.retry_s = 2 * state.retry_s + RETRY_S
+            self._plans.append(Probe(state.link, False))
+        elif self.has_streams and owed is None and now >= self._check_at(state):
+            state.check_s = min(2 * state.check_s, self._keepalive_s)
+            self._plans.append(Probe(state.link, False))
+        elif now >= state.sent_at + self._keepalive_s - state.early_s:
+            state.sent_at = now
+            state.early_s = self._jitter(self._keepalive_s / 10)
+            self._plans.append(Probe(state.link, True))
+        elif now >= state.heard_at + 2.5 * self._keepalive_s:
+            self._plans.append(GiveUp(state.link))
+            state.heard_at = now
+
     def next_deadline(self) -> float | None:
         """When `on_deadline` wants to be called, monotonic seconds."""
-        times: list[float] = list(self._dialling.values())
+        times: list[float] = self.dials.deadlines()
         if self._dial_at is not None:
             times.append(self._dial_at)
-        for state in self.links:
+        for state in [*self.links, *self.unproved] if self.unproved else self.links:
             if state.owed_since is not None:
-                patience = max(ANSWER_S, 4 * (state.rtt_s or 0.0))
+                patience = self._patience(state)
                 times.append(state.owed_since + (2 * patience if state.probed else patience))
                 if state.is_lossy:
                     times.append(state.owed_since + state.retry_s)
@@ -368,10 +457,41 @@ class Contact:
             self._plans = []
         return plans
 
+    # --- inside ----------------------------------------------------------------------------------
+
+    def _direct_of(self, protocol: str) -> list[LinkState]:
+        return [s for s in self.links if s.protocol == protocol and not s.relayed]
+
+    def _ask(self, state: LinkState, now: float) -> None:
+        """Is it still there? Until it has answered, others are preferred."""
+        state.owed_since = now
+        state.probed = True
+        state.retry_s = HURRY_S
+        self._plans.append(Probe(state.link, False))
+
+    def _answered(self, state: LinkState) -> None:
+        """The first answer on a link that was dialled: others of its protocol are not needed."""
+        self._other_failures = 0
+        self.dials.answered(state.endpoint)
+        self.dials.won(state.protocol)
+        for other in self._direct_of(state.protocol):
+            if other is not state and other.dialled and (other.probed or other.is_tentative):
+                self._plans.append(GiveUp(other.link))
+
+    def _to_front(self, state: LinkState) -> None:
+        if self.links[0] is not state:
+            self.links.remove(state)
+            place = sum(1 for other in self.links if not other.relayed) if state.relayed else 0
+            self.links.insert(place, state)
+
+    def _patience(self, state: LinkState) -> float:
+        if state.is_unproved or (state.is_punch and state.is_tentative):
+            return PUNCH_S / 2
+        return max(ANSWER_S, 4 * (state.rtt_s or 0.0))
+
     def _judge(self) -> None:
         """No link is left: did every endpoint refuse?"""
-        refused = bool(self._refused) and self._refused.issuperset(self.endpoints)
-        if self.has_streams and refused:
+        if self.has_streams and self.dials.all_refused():
             self._plans.append(Dead("refused"))
 
     def _give_up_dialled(self) -> None:
@@ -386,19 +506,36 @@ class Contact:
     def _check_at(self, state: LinkState) -> float:
         return max(state.heard_at, state.sent_at) + state.check_s
 
-    def _dial(self, now: float) -> None:
-        self._dial_at = None
-        self._refused.clear()
-        for endpoint in self.endpoints:
-            if endpoint not in self._dialling and not self._has_tentative(endpoint):
-                self._dialling[endpoint] = now + DIAL_LIMIT_S + _DIAL_LATE_S
-                self._plans.append(Dial(endpoint))
-
     def _is_dialling(self) -> bool:
-        return bool(self._dialling) or any(state.is_tentative for state in self.links)
+        return self.dials.is_busy or any(state.is_tentative for state in self.links)
 
-    def _has_tentative(self, endpoint: str) -> bool:
-        return any(state.is_tentative and state.endpoint == endpoint for state in self.links)
+    def _dial(self, now: float) -> None:
+        """A round: of every protocol that has no link which is heard."""
+        self._dial_at = None
+        fine = {
+            state.protocol
+            for state in self.links
+            if not state.relayed and not state.is_tentative and not state.probed
+        }
+        fine |= {state.endpoint for state in self.links if state.dialled and state.is_lossy}
+        self.dials.start(now, fine)
+        self._run_dials(now)
+        if not self.dials.is_busy and self.direct() is None and self._is_wanted():
+            retry_at = self.dials.retry_at()
+            self._dial_at = max(now + BACKOFF_START_S, retry_at) if retry_at < 1e12 else None
+
+    def _run_dials(self, now: float) -> None:
+        self._plans += [Dial(endpoint) for endpoint in self.dials.take_due(now)]
+
+    def _seek_other(self, now: float) -> None:
+        """A link stands; another protocol that streams could use is tried again now and then."""
+        if not self.has_streams or self._dial_at is not None or self._is_dialling():
+            return
+        if self.dials.protocols() <= {state.protocol for state in self.links}:
+            return
+        wait = min(OTHER_MAX_S, OTHER_START_S * 2.0 ** min(self._other_failures, 8))
+        self._other_failures += 1
+        self._dial_at = now + wait * (0.75 + self._jitter(0.5))
 
     def _backoff(self) -> float:
         is_waiting = (self.has_streams or self.has_mail) and not self.links

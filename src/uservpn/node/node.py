@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from uservpn.errors import Fault, PeerFault, StreamFault
-from uservpn.mesh.contact import Dead, Dial, GiveUp, Probe
+from uservpn.mesh.contact import Dead, Dial, GiveUp, LinkState, Probe
 from uservpn.node.admission import CHALLENGE_SIZE, Admission
 from uservpn.node.mailing import Mailing
 from uservpn.node.members import Members
@@ -200,7 +200,12 @@ class Node:
         if size_base:
             self._sizing.link_up(entry, size_base, size_max)
         if peer is not None:
-            self.table.bind(link, entry, self.table.peer(peer), True, endpoint, now)
+            known = self.table.peer(peer)
+            if known.contact.takes(protocol, endpoint):
+                self.table.bind(link, entry, known, True, endpoint, now)
+            else:
+                self.table.touch(known)
+                self.table.events.append(CloseWanted(link))
         else:
             self.table.unproven[link] = now + UNPROVEN_S
 
@@ -238,15 +243,16 @@ class Node:
             self.table.tell(peer.id, f"lost the link to node {peer.id} ({entry.remote}): {reason}")
 
     def dial_failed(
-        self, peer: NodeId, endpoint: str, refused: bool, detail: str, now: float
-    ) -> None:
-        """A wanted dial did not lead to a link."""
+        self, peer: NodeId, endpoint: str, refused: bool, detail: str, now: float,
+        offline: bool = False,
+    ) -> None:  # fmt: skip
+        """A wanted dial did not lead to a link; `offline`: the system knows no way there."""
         known = self.peers[peer]
         self.table.touch(known)
         known.note_needs()
         if known.is_needed():
             self.relaying.seek(known, now)  # before it is judged that nothing is left
-        known.contact.dial_failed(endpoint, refused, detail, now)
+        known.contact.dial_failed(endpoint, refused, detail, now, offline)
         self._arrange(now)
 
     def link_progress(self, link: LinkId, now: float) -> None:
@@ -442,8 +448,7 @@ class Node:
         assert entry.state is not None
         peer.contact.heard(entry.state, now)
         if not peer.is_neighbour and not entry.hops:
-            self.members.neighbour_up(peer, now)
-            self._seek_ways(now)
+            self._neighbour_up(peer, now)
         if kind not in (Kind.DATA, Kind.SINK):
             self._act_single(peer, link, entry, kind, payload, now)
             return
@@ -453,6 +458,24 @@ class Node:
             self.counters.peer_faults += 1
             self._end_streams(peer, f"node {peer.id} broke the protocol: {fault}")
             self.table.events.append(CloseWanted(link))
+
+    def _neighbour_up(self, peer: Peer, now: float) -> None:
+        """It was heard; is it over a link of ours, and proved?"""
+        if peer.contact.direct() is not None:
+            self.members.neighbour_up(peer, now)
+            self._seek_ways(now)
+
+    def _prove(self, peer: Peer, state: LinkState, now: float) -> None:
+        """The peer answered over this link, so it is where the link leads."""
+        if not state.is_unproved and not state.is_tentative:
+            return
+        was_linked = bool(peer.contact.links)
+        was_unproved = state.is_unproved
+        peer.contact.proved(state, now)
+        if was_unproved:  # it may have moved: what was on its way to the old place is lost
+            peer.tunnel.link_lost() if was_linked else peer.tunnel.link_up()
+        if not peer.is_neighbour:
+            self._neighbour_up(peer, now)
 
     def _act_single(
         self, peer: Peer, link: LinkId, entry: LinkEntry, kind: int, payload: bytes, now: float
@@ -502,6 +525,7 @@ class Node:
         probe = peer.probes.pop(payload[:8], None)
         if probe is not None and probe[0] == link and entry.state is not None:
             peer.contact.measured(entry.state, now - probe[1])
+            self._prove(peer, entry.state, now)
             peer.tunnel.rtt_s = entry.state.rtt_s or peer.tunnel.rtt_s
             self.members.advertise(now)
         self._sizing.answered(link, entry, payload[:8], now)

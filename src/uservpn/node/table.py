@@ -214,9 +214,10 @@ class Table:
         entry.state = peer.contact.link_up(
             link, entry.protocol, endpoint, dialled, now, bool(entry.hops), entry.mtu is not None
         )
-        peer.tunnel.ack_size = RELAYED_ACK if entry.hops else limits.ACK_SIZE
-        if not was_linked or not dialled:
-            peer.tunnel.link_up()
+        if not entry.state.is_unproved:
+            peer.tunnel.ack_size = RELAYED_ACK if entry.hops else limits.ACK_SIZE
+            if not was_linked or not dialled:
+                peer.tunnel.link_up()
         self.probe(peer, link, now)
 
     def probe(self, peer: Peer, link: LinkId, now: float) -> None:

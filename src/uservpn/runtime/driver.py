@@ -15,7 +15,7 @@ from typing import Any, Final
 from uservpn.errors import Fault, UsageError
 from uservpn.kit.endpoint import Endpoint
 from uservpn.links.base import Link, LinkPlugin, Listener, NodePlugin, PluginFactory
-from uservpn.mesh.contact import DIAL_LIMIT_S
+from uservpn.mesh.addresses import DIAL_LIMIT_S
 from uservpn.node.node import Node
 from uservpn.node.options import (
     CloseWanted,
