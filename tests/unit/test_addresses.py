@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from uservpn.mesh.addresses import AGAIN_S, STAGGER_S, Dials, Networks, preferred
@@ -289,7 +291,7 @@ def test_while_one_protocol_carries_another_is_tried_now_and_then():
         contact.on_deadline(now)
         if Dial(UDP) in contact.take_plans():
             times.append(now)
-    waits = [round(b - a) for a, b in zip(times, times[1:], strict=False)]
+    waits = [round(b - a) for a, b in itertools.pairwise(times)]
     assert 4 <= len(times) <= 12 and waits == sorted(waits)
     contact.has_streams = False
     contact.dial_failed(UDP, False, "no answer", now)

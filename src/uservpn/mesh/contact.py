@@ -268,7 +268,8 @@ class Contact:
         state.retry_s = RETRY_S
         if not state.relayed:
             self._failures = 0
-        self._to_front(state)
+        if self.links[0] is not state:
+            self._to_front(state)
 
     def proved(self, state: LinkState, now: float) -> None:
         """A probe was answered over this very link: its peer is where it seems to be."""
@@ -479,10 +480,9 @@ class Contact:
                 self._plans.append(GiveUp(other.link))
 
     def _to_front(self, state: LinkState) -> None:
-        if self.links[0] is not state:
-            self.links.remove(state)
-            place = sum(1 for other in self.links if not other.relayed) if state.relayed else 0
-            self.links.insert(place, state)
+        self.links.remove(state)
+        place = sum(1 for other in self.links if not other.relayed) if state.relayed else 0
+        self.links.insert(place, state)
 
     def _patience(self, state: LinkState) -> float:
         if state.is_unproved or (state.is_punch and state.is_tentative):
