@@ -58,6 +58,10 @@ def load_plugins(protocols: set[str]) -> dict[str, LinkPlugin | PluginFactory]:
     plugins: dict[str, LinkPlugin | PluginFactory] = {}
     if "tcp" in protocols:
         plugins["tcp"] = TCP
+    if "udp" in protocols:
+        from uservpn.links.udp import PLUGIN as UDP  # not needed by every node
+
+        plugins["udp"] = UDP
     if protocols <= plugins.keys():
         return plugins
     from importlib.metadata import entry_points  # megabytes that few need
@@ -285,6 +289,7 @@ class Service:
             "entry": str(config.entry.listen) if config.entry else None,
             "nodes": self._nodes(now),
             "links": links,
+            "sockets": self.driver.sockets(),
             "tunnels": tunnels,
             "connections": connections,
             "sites": [],

@@ -179,11 +179,11 @@ def test_servers_of_the_command_line_go_first_and_merge() -> None:
 def test_a_protocol_with_a_link_plug_in_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     def entry_points(group: str) -> list[EntryPoint]:
         assert group == "uservpn.links"
-        return [EntryPoint("udp", "example:PLUGIN", group)]
+        return [EntryPoint("sctp", "example:PLUGIN", group)]
 
     monkeypatch.setattr("importlib.metadata.entry_points", entry_points)
-    config = read(BASE + 'listen = ["udp://0.0.0.0:7000"]\n')
-    assert config.node.listen == (Endpoint("udp", "0.0.0.0", 7000),)
+    config = read(BASE + 'listen = ["sctp://0.0.0.0:7000"]\n')
+    assert config.node.listen == (Endpoint("sctp", "0.0.0.0", 7000),)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="modes are POSIX's")
@@ -285,10 +285,10 @@ WRONG = [
     ),
     (
         "protocol without a plug-in",
-        "listen = ['udp://0.0.0.0:7000']",
+        "listen = ['sctp://0.0.0.0:7000']",
         6,
         "node.listen[0]",
-        ["'udp'", "no link plug-in", "tcp"],
+        ["'sctp'", "no link plug-in", "tcp", "udp"],
     ),
     (
         "endpoint twice",
@@ -509,7 +509,7 @@ def test_a_missing_file_is_an_error_that_says_what_to_do(tmp_path: Path) -> None
         ("=tcp://192.0.2.1:1", "the node number ''"),
         ("1=tcp://example.com:1", "the name 'example.com'"),
         ("1=tcp://0.0.0.0:1", "cannot be dialled"),
-        ("1=udp://192.0.2.1:1", "no link plug-in"),
+        ("1=sctp://192.0.2.1:1", "no link plug-in"),
         ("7=tcp://192.0.2.1:1", "this node itself"),
     ],
 )

@@ -49,7 +49,7 @@ from uservpn.kit.endpoint import ADDRESS_FORM, ENDPOINT_FORM, Address, Endpoint
 from uservpn.kit.units import parse_duration
 from uservpn.types import NODE_ID_MAX, NODE_ID_MIN, NodeId
 
-BUILT_IN_PROTOCOLS: Final = frozenset({"tcp"})
+BUILT_IN_PROTOCOLS: Final = frozenset({"tcp", "udp"})
 LINK_PLUGINS: Final = "uservpn.links"
 KEY_FILE_SIZE_MAX: Final = 4096
 CREDENTIAL_SIZE_MAX: Final = 255

@@ -1,0 +1,392 @@
+"""One UDP socket and the links on it: batches out, batches in, and who sent what.
+
+A link is a remote address here. A datagram is one message; one whose header does not open, or whose length
+is not what the header says, is dropped without a word and costs no more than the attempt. Sending never
+waits: what the kernel does not take now is queued, up to a bound, and links have no room until it went.
+No error ends the socket: what the network says about one datagram is weather for that datagram.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import socket
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from sys import byteorder
+from typing import Any, Final, Protocol
+
+from uservpn.links import gso
+from uservpn.links.base import LinkCaps, LinkOwner
+from uservpn.types import Buffer, LinkId
+from uservpn.wire.constants import HEADER_SIZE, KIB, MIB, TAG_SIZE
+from uservpn.wire.header import Header, HeaderCodec
+
+log: Final = logging.getLogger("uservpn")
+ROOM: Final = 256 * KIB
+"""What a link takes at once while the kernel takes what it is given."""
+QUEUE_MAX: Final = 2 * MIB
+"""Bytes that wait for the kernel, of all links of a socket; what comes beyond it is dropped."""
+DATAGRAM_MAX: Final = 65_535
+BUFFER_START: Final = DATAGRAM_MAX + 1
+BUFFER_SIZE: Final = 4 * BUFFER_START
+"""Read into by all sockets of a node, in turns; grows with the first large read."""
+TURN_SIZE: Final = MIB
+"""Bytes read before the event loop has its turn."""
+TURN_COUNT: Final = 256
+TURN_MANY: Final = 8
+"""Reads without a pause that are worth a larger buffer."""
+PAUSE_S: Final = 1.0
+"""A socket that cannot be read is left alone for so long."""
+MESSAGE_MIN: Final = HEADER_SIZE + TAG_SIZE
+_ANCILLARY_SIZE: Final = socket.CMSG_SPACE(4) + socket.CMSG_SPACE(gso.PKTINFO6.size)
+_NO_SEGMENTS: Final = frozenset({errno.EIO, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOPROTOOPT})
+"""The kernel or the network device cannot cut datagrams."""
+
+Address = tuple[Any, ...]
+"""As the socket module has it: host, port, and for IPv6 flow and scope."""
+Messages = list[tuple[Header, Buffer]]
+
+
+@dataclass(slots=True)
+class Counters:
+    """What became of datagrams that are nobody's message."""
+
+    foreign: int = 0
+    """Came, and are none of ours."""
+    unsent: int = 0
+    """The kernel refused, or the queue was full."""
+    too_large: int = 0
+    """Larger than what the local interface takes."""
+    errors: int = 0
+    """Reads that failed."""
+
+
+class UdpLink:
+    """All messages between one socket of ours and one address."""
+
+    __slots__ = (
+        "address",
+        "ancillary",
+        "bytes_in",
+        "bytes_out",
+        "caps",
+        "id",
+        "is_dialled",
+        "local",
+        "note",
+        "owner",
+        "remote",
+        "sock",
+    )
+
+    def __init__(
+        self,
+        sock: UdpSocket,
+        owner: LinkOwner,
+        address: Address,
+        remote: str,
+        local: str,
+        caps: LinkCaps,
+        is_dialled: bool,
+    ) -> None:
+        self.id: LinkId = owner.new_link_id()
+        self.caps = caps
+        self.sock = sock
+        self.owner = owner
+        self.address = address
+        self.remote = remote
+        self.local = local
+        self.is_dialled = is_dialled
+        self.bytes_in = self.bytes_out = 0
+        self.ancillary: gso.Ancillary = ()
+        """Makes datagrams leave from the address that the peer knows."""
+        self.note = b""
+        """What the kernel said of the last datagram's destination."""
+
+    def room(self) -> int:
+        """Bytes; <= 0 while the socket has a queue."""
+        return self.sock.room(self)
+
+    def send(self, batch: Sequence[Buffer]) -> None:
+        """Datagrams of one size leave together, where the kernel can."""
+        self.sock.send(self, batch)
+
+    def close(self) -> None:
+        """The address is forgotten: whatever still comes from it makes a new link."""
+        self.sock.forget(self, "closed")
+
+
+class Acceptor(Protocol):
+    """Makes links of genuine datagrams from new addresses."""
+
+    view: memoryview
+    """Room for reads, BUFFER_START bytes at least."""
+
+    def grow(self) -> None:
+        """Large reads are worth a larger `view`."""
+
+    def accept(self, sock: UdpSocket, address: Address) -> UdpLink:
+        """A new link, known to its owner."""
+
+    def too_large(self, link: UdpLink, size: int) -> None:
+        """The local interface does not take datagrams of this size."""
+
+
+class UdpSocket:
+    """A bound socket on the event loop, and its links by address."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        codec: HeaderCodec,
+        owner: LinkOwner,
+        acceptor: Acceptor,
+        is_listening: bool,
+    ) -> None:
+        """Takes the socket over and begins to read it."""
+        self.links: dict[Address, UdpLink] = {}
+        self.owner = owner
+        self.codec = codec
+        self.family = sock.family
+        self.is_listening = is_listening
+        self.host, self.port = (str(sock.getsockname()[0]), int(sock.getsockname()[1]))
+        self.counters = Counters()
+        self.has_no_fragments = gso.forbid_fragments(sock)
+        self.has_segments = gso.can_send_segments(sock)
+        self.has_joined = gso.receive_joined(sock)
+        self.receive_buffer, self.send_buffer = gso.size_buffers(sock)
+        self._note_kind = gso.tell_destinations(sock)
+        self._acceptor = acceptor
+        self._sock = sock
+        self._sendmsg = sock.sendmsg
+        self._recvmsg_into = sock.recvmsg_into
+        self._loop = asyncio.get_running_loop()
+        self._queue: deque[tuple[UdpLink, Sequence[Buffer]]] = deque()
+        self._queued = 0
+        self._waiting: dict[LinkId, UdpLink] = {}
+        self._pause: asyncio.TimerHandle | None = None
+        self._is_closed = False
+        self._loop.add_reader(sock.fileno(), self._on_readable)
+
+    def close(self) -> None:
+        """Closes the socket; links on it are not told."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._loop.remove_reader(self._sock.fileno())
+        if self._queue:
+            self._loop.remove_writer(self._sock.fileno())
+        if self._pause is not None:
+            self._pause.cancel()
+        self._queue.clear()
+        self._sock.close()
+
+    def forget(self, link: UdpLink, reason: str) -> None:
+        """The link is no more; its owner is told soon."""
+        if self.links.get(link.address) is link:
+            del self.links[link.address]
+        self._waiting.pop(link.id, None)
+        self._loop.call_soon(link.owner.link_closed, link, reason)
+
+    def adopt(self, link: UdpLink) -> None:
+        """The link moves here from another socket."""
+        old = link.sock
+        if old.links.get(link.address) is link:
+            del old.links[link.address]
+        if old._waiting.pop(link.id, None) is not None:
+            self._loop.call_soon(link.owner.link_writable, link)
+        self.links[link.address] = link
+        link.sock = self
+        link.ancillary, link.note = (), b""
+
+    # --- out -------------------------------------------------------------------------------------
+
+    def room(self, link: UdpLink) -> int:
+        """ROOM, or <= 0; then `link_writable` follows."""
+        if not self._queue:
+            return ROOM
+        self._waiting[link.id] = link
+        return -self._queued
+
+    def send(self, link: UdpLink, batch: Sequence[Buffer]) -> None:
+        """Headers and payloads in turns; whatever cannot go now is queued, beyond QUEUE_MAX dropped."""
+        if self._is_closed:
+            return
+        rest: Sequence[Buffer] = batch if self._queue else self._write(link, batch)
+        if not rest:
+            return
+        if self._queued >= QUEUE_MAX:
+            self.counters.unsent += len(rest) // 2
+            return
+        if not self._queue:
+            self._loop.add_writer(self._sock.fileno(), self._on_writable)
+        self._queue.append((link, rest))
+        self._queued += sum(map(len, rest))
+
+    def _write(self, link: UdpLink, batch: Sequence[Buffer]) -> Sequence[Buffer]:
+        """Sends until the kernel is full; what is left."""
+        if len(batch) == 2:
+            return () if self._put(link, batch, 0) else batch
+        sizes = [HEADER_SIZE + len(body) for body in batch[1::2]]
+        for start, end in gso.runs(sizes, self.has_segments):
+            segment = sizes[start] if end - start > 1 else 0
+            if not self._put(link, batch[2 * start : 2 * end], segment):
+                return batch[2 * start :]
+        return ()
+
+    def _put(self, link: UdpLink, parts: Sequence[Buffer], segment: int) -> bool:
+        """One system call: a datagram, or several of `segment` bytes. False: not now."""
+        try:
+            if segment:
+                cut = (gso.SOL_UDP, gso.UDP_SEGMENT, gso.SEGMENT_SIZE.pack(segment))
+                link.bytes_out += self._sendmsg(parts, (*link.ancillary, cut), 0, link.address)
+            else:
+                link.bytes_out += self._sendmsg(parts, link.ancillary, 0, link.address)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            return self._refused(link, parts, segment, error.errno or 0)
+        return True
+
+    def _refused(self, link: UdpLink, parts: Sequence[Buffer], segment: int, number: int) -> bool:
+        """The kernel does not take these; False: but perhaps later."""
+        if link.ancillary and number != errno.EMSGSIZE:  # the address it came to may be gone
+            link.ancillary, link.note = (), b""
+            return self._put(link, parts, segment)
+        if segment and (number in _NO_SEGMENTS or number == errno.EMSGSIZE):
+            self._put_singly(link, parts, is_unable=number in _NO_SEGMENTS)
+        elif number == errno.EMSGSIZE:
+            self.counters.too_large += 1
+            self._acceptor.too_large(link, sum(map(len, parts)))
+        else:
+            self.counters.unsent += len(parts) // 2
+        return True
+
+    def _put_singly(self, link: UdpLink, parts: Sequence[Buffer], is_unable: bool) -> None:
+        """What did not go as segments: if it goes so, and was not just too large, segments never will."""
+        too_large = self.counters.too_large
+        unsent = self.counters.unsent
+        for start in range(0, len(parts), 2):
+            if not self._put(link, parts[start : start + 2], 0):
+                self.counters.unsent += 1
+        if is_unable and (too_large, unsent) == (self.counters.too_large, self.counters.unsent):
+            self.has_segments = False
+            log.info("this system cannot send several datagrams at once: one by one from now on")
+
+    def _on_writable(self) -> None:
+        queue = self._queue
+        while queue:
+            link, batch = queue.popleft()
+            self._queued -= sum(map(len, batch))
+            rest = self._write(link, batch) if link.sock is self else ()
+            if rest:
+                queue.appendleft((link, rest))
+                self._queued += sum(map(len, rest))
+                return
+        self._loop.remove_writer(self._sock.fileno())
+        waiting = self._waiting
+        self._waiting = {}
+        for link in waiting.values():
+            link.owner.link_writable(link)
+
+    # --- in --------------------------------------------------------------------------------------
+
+    def _on_readable(self) -> None:
+        """Reads what is there; messages of one link are handed on together."""
+        acceptor = self._acceptor
+        view = acceptor.view
+        size_max = len(view) - DATAGRAM_MAX
+        position = total = 0
+        link: UdpLink | None = None
+        sender: Address | None = None
+        messages: Messages = []
+        for turn in range(TURN_COUNT):
+            try:
+                size, ancillary, _, address = self._recvmsg_into(
+                    (view[position:],), _ANCILLARY_SIZE
+                )
+            except BlockingIOError:
+                break
+            except OSError as error:
+                self._not_read(error)
+                break
+            if address != sender:
+                if link is not None and messages:
+                    link.owner.link_messages(link, messages)
+                    messages = []
+                sender = address
+                link = self.links.get(address)
+            note = b""
+            segment = size
+            for _, kind, data in ancillary:
+                if kind == gso.UDP_GRO:
+                    segment = int.from_bytes(data[:4], byteorder)
+                elif kind == self._note_kind:
+                    note = data
+            self._open(view[position : position + size], segment, messages)
+            if messages:
+                if link is None:
+                    link = acceptor.accept(self, address)
+                if note != link.note and not link.is_dialled:
+                    self._note_local(link, note)
+                link.bytes_in += size
+            position += size
+            total += size
+            if position > size_max or total > TURN_SIZE:
+                if link is not None and messages:
+                    link.owner.link_messages(link, messages)
+                    messages = []
+                if total > TURN_SIZE or self._is_closed:
+                    break
+                if len(view) < BUFFER_SIZE and (size >= BUFFER_START // 4 or turn >= TURN_MANY):
+                    acceptor.grow()
+                    view = acceptor.view
+                    size_max = len(view) - DATAGRAM_MAX
+                position = 0
+        if link is not None and messages:
+            link.owner.link_messages(link, messages)
+
+    def _open(self, data: memoryview, segment: int, messages: Messages) -> None:
+        """Appends the genuine messages in what one read has brought."""
+        open_header = self.codec.open
+        total = len(data)
+        if segment <= 0:
+            segment = total or 1
+        for start in range(0, total, segment):
+            body = start + HEADER_SIZE
+            end = start + segment
+            if end > total:
+                end = total
+            if end - start >= MESSAGE_MIN:
+                header = open_header(data[start:body])
+                if header is not None and header.length == end - body:
+                    messages.append((header, data[body:end]))
+                    continue
+            self.counters.foreign += 1
+
+    def _not_read(self, error: OSError) -> None:
+        """A read failed: no reason to end, but none to spin either."""
+        self.counters.errors += 1
+        if self._pause is None and not self._is_closed:
+            log.warning("cannot read from UDP port %d for now: %s", self.port, error.strerror)
+            self._loop.remove_reader(self._sock.fileno())
+            self._pause = self._loop.call_later(PAUSE_S, self._resume)
+
+    def _resume(self) -> None:
+        self._pause = None
+        self._loop.add_reader(self._sock.fileno(), self._on_readable)
+
+    def _note_local(self, link: UdpLink, note: bytes) -> None:
+        """The peer sends to this address of ours: answers come from there."""
+        link.note = note
+        if note:
+            host, link.ancillary = gso.arrived_at(self._note_kind, note)
+            link.local = endpoint_text(host, self.port)
+
+
+def endpoint_text(host: str, port: int) -> str:
+    """As an `Endpoint` writes it."""
+    return f"udp://[{host}]:{port}" if ":" in host else f"udp://{host}:{port}"

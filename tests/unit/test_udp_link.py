@@ -1,0 +1,567 @@
+"""The UDP link on real loopback sockets: what is sent arrives as it was, and no error ends a socket."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import random
+import socket
+from contextlib import ExitStack, contextmanager
+
+import pytest
+import uvloop
+
+from uservpn.kit.endpoint import Endpoint
+from uservpn.links import gso, udp, udp_socket
+from uservpn.links.base import NodePlugin, PluginFactory
+from uservpn.links.udp import PAYLOAD_BASE, PLUGIN, UNPROVED_MAX, UdpPlugin
+from uservpn.links.udp_socket import QUEUE_MAX, ROOM, UdpSocket
+from uservpn.wire.constants import Kind
+from uservpn.wire.header import HeaderCodec, pack_fields
+from uservpn.wire.keys import KeyRing
+from world import KEY
+
+CODEC = HeaderCodec(KeyRing((KEY,)))
+PATIENCE_S = 10.0
+
+
+def _message(number: int, size: int, rng: random.Random) -> list[bytes]:
+    body = rng.randbytes(size)
+    return [CODEC.seal(pack_fields(Kind.DATA, 9, 1, size, 5, number, b"\0\0\0")), body]
+
+
+class Owner:
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.last_id = 0
+        self.opened: list = []
+        self.closed: list = []
+        self.resized: list = []
+        self.writable: list = []
+        self.calls = 0
+        self.got: list[tuple[int, bytes]] = []
+        self.by: list = []
+        self.proved: set = set()
+        self.news = asyncio.Event()
+
+    def new_link_id(self) -> int:
+        self.last_id += 1
+        return self.last_id
+
+    def link_opened(self, link) -> None:
+        self.opened.append(link)
+
+    def link_messages(self, link, messages) -> None:
+        self.calls += 1
+        self.got += [(header.number, bytes(body)) for header, body in messages]
+        self.by += [link] * len(messages)
+        self.news.set()
+
+    def link_resized(self, link) -> None:
+        self.resized.append(link.caps.payload_size_max)
+        self.news.set()
+
+    def link_writable(self, link) -> None:
+        self.writable.append(link)
+        self.news.set()
+
+    def link_is_proved(self, link) -> bool:
+        return link in self.proved
+
+    def link_closed(self, link, reason) -> None:
+        self.closed.append((link, reason))
+        self.news.set()
+
+    async def until(self, condition) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            while not condition():
+                self.news.clear()
+                await self.news.wait()
+
+
+class Bench:
+    """A listening node and one that dials it."""
+
+    def __init__(self, host: str = "127.0.0.1") -> None:
+        self.host = host
+        self.server, self.client = UdpPlugin(), UdpPlugin()
+        self.there, self.here = Owner(), Owner()
+
+    async def listen(self, host: str = "") -> UdpSocket:
+        listener = await self.server.serve(Endpoint("udp", host or self.host, 0), CODEC, self.there)
+        return listener.sock
+
+    async def dial(self, port: int):
+        return await self.client.connect(Endpoint("udp", self.host, port), CODEC, self.here)
+
+    async def __aenter__(self):
+        self.sock = await self.listen()
+        self.link = await self.dial(self.sock.port)
+        return self
+
+    async def __aexit__(self, *error) -> None:
+        self.client.close()
+        self.server.close()
+        await asyncio.sleep(0)
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def run(request):
+    factory = asyncio.new_event_loop if request.param == "asyncio" else uvloop.new_event_loop
+
+    def run(work) -> None:
+        with asyncio.Runner(loop_factory=factory) as runner:
+            runner.run(asyncio.wait_for(work(), 3 * PATIENCE_S))
+
+    return run
+
+
+SIZES = {
+    "equal": [1200] * 150,
+    "equal and a rest": ([1400] * 47 + [500]) * 3,
+    "all kinds": [16, 17, 1200, 1200, 1200, 16, 16, 9000, 9001, 9001, 60_000, 64, 65_459, 1200],
+    "falling": list(range(2000, 16, -40)),
+    "rising": list(range(16, 2000, 40)),
+    "one": [16],
+}
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+@pytest.mark.parametrize("offload", ["both", "segments", "joined", "none"])
+@pytest.mark.parametrize("sizes", SIZES)
+def test_every_message_arrives_as_it_was_and_in_order(run, monkeypatch, host, offload, sizes):
+    """Loopback keeps the order. With offload and without, both ways."""
+    if offload not in ("both", "segments"):
+        monkeypatch.setattr(gso, "can_send_segments", lambda sock: False)
+    if offload not in ("both", "joined"):
+        monkeypatch.setattr(gso, "receive_joined", lambda sock: False)
+    rng = random.Random(sizes)
+    bodies = [size if host != "::1" else min(size, 65_439) for size in SIZES[sizes]]
+    sent = [_message(number, size, rng) for number, size in enumerate(bodies)]
+    expected = [(number, message[1]) for number, message in enumerate(sent)]
+
+    async def work() -> None:
+        async with Bench(host) as bench:
+            for start in range(0, len(sent), 50):  # fewer bytes than the smallest socket buffer
+                bench.link.send([part for message in sent[start : start + 50] for part in message])
+                await bench.there.until(lambda: len(bench.there.got) >= min(start + 50, len(sent)))  # noqa: B023
+            assert bench.there.got == expected
+            (accepted,) = bench.there.opened
+            assert set(bench.there.by) == {accepted}
+            assert accepted.remote == bench.link.local and bench.link.remote == accepted.local
+            accepted.send(sent[0])
+            await bench.here.until(lambda: bench.here.got)
+            assert bench.here.got == expected[:1] and bench.here.by == [bench.link]
+            total = sum(len(header) + len(body) for header, body in sent)
+            assert bench.link.bytes_out == accepted.bytes_in == total
+            assert not bench.here.opened and not bench.sock.counters.foreign
+
+    run(work)
+
+
+def test_many_datagrams_take_few_calls(run):
+    """With offload: 44 of 1,472 bytes in one system call, and one call of the owner for each read."""
+    rng = random.Random(1)
+    batch = [part for number in range(44) for part in _message(number, 1424, rng)]
+
+    async def work() -> None:
+        async with Bench() as bench:
+            calls = []
+            sock = bench.link.sock
+            sendmsg = sock._sendmsg
+            sock._sendmsg = lambda *words: calls.append(1) or sendmsg(*words)
+            bench.link.send(batch)
+            await bench.there.until(lambda: len(bench.there.got) == 44)
+            assert len(calls) == 1 and bench.there.calls == 1
+
+    run(work)
+
+
+@pytest.mark.parametrize("with_segments", [True, False])
+@pytest.mark.parametrize("seed", range(20))
+def test_runs_are_what_the_kernel_takes(with_segments, seed):
+    rng = random.Random(seed)
+    sizes = [rng.choice((64, 65, 1472, 65_507)) for _ in range(rng.randrange(300))]
+    cuts = list(gso.runs(sizes, with_segments))
+    assert [place for start, end in cuts for place in range(start, end)] == list(range(len(sizes)))
+    for start, end in cuts:
+        run = sizes[start:end]
+        assert len(run) <= (gso.SEGMENTS_MAX if with_segments else 1)
+        assert len(run) == 1 or sum(run) <= gso.BYTES_MAX
+        assert all(size == run[0] for size in run[:-1]) and run[-1] <= run[0]
+    if with_segments and sizes:
+        assert len(list(gso.runs([1472] * 440, True))) == 10
+
+
+class Kernel:
+    """Stands before `sendmsg`: fails as told."""
+
+    def __init__(self, sock: UdpSocket) -> None:
+        self._sendmsg = sock._sendmsg
+        self.failures: list[int] = []
+        self.cannot_cut = 0
+        self.size_max = 1 << 20
+        sock._sendmsg = self.sendmsg
+
+    def sendmsg(self, parts, ancillary, flags, address) -> int:
+        is_cut = any(kind == gso.UDP_SEGMENT for _, kind, _ in ancillary)
+        size = len(parts[0]) + len(parts[1])
+        number = self.failures.pop(0) if self.failures else 0
+        if is_cut and self.cannot_cut:
+            number = self.cannot_cut
+        elif size > self.size_max:
+            number = errno.EINVAL if is_cut else errno.EMSGSIZE
+        if number:
+            raise OSError(number, "as told")
+        return self._sendmsg(parts, ancillary, flags, address)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOPROTOOPT])
+def test_a_device_that_cannot_cut_gets_single_datagrams_from_then_on(run, number):
+    rng = random.Random(number)
+    batch = [part for serial in range(20) for part in _message(serial, 1000, rng)]
+
+    async def work() -> None:
+        async with Bench() as bench:
+            kernel = Kernel(bench.link.sock)
+            kernel.cannot_cut = number
+            bench.link.send(batch)
+            await bench.there.until(lambda: len(bench.there.got) == 20)
+            assert not bench.link.sock.has_segments
+            kernel.cannot_cut = 0
+            bench.link.send(batch)
+            await bench.there.until(lambda: len(bench.there.got) == 40)
+            assert [serial for serial, _ in bench.there.got] == [*range(20), *range(20)]
+
+    run(work)
+
+
+def test_too_large_datagrams_are_counted_reported_and_do_not_end_the_offload(run, monkeypatch):
+    rng = random.Random(1)
+
+    async def work() -> None:
+        async with Bench() as bench:
+            sock = bench.link.sock
+            kernel = Kernel(sock)
+            kernel.size_max = 1300
+            monkeypatch.setattr(gso, "route", lambda *words: (1328, "127.0.0.1"))
+            bench.link.send([part for serial in range(5) for part in _message(serial, 1424, rng)])
+            bench.link.send(_message(7, 1252, rng))
+            await bench.there.until(lambda: bench.there.got)
+            assert [serial for serial, _ in bench.there.got] == [7]
+            assert sock.counters.too_large == 5 and sock.has_segments
+            await bench.here.until(lambda: bench.here.resized)
+            assert bench.here.resized == [1252]
+
+    run(work)
+
+
+def test_a_full_socket_queues_within_a_bound_and_says_when_it_has_room(run):
+    rng = random.Random(1)
+    message = _message(0, 60_000, rng)
+
+    async def work() -> None:
+        async with Bench() as bench:
+            link, sock = bench.link, bench.link.sock
+            kernel = Kernel(sock)
+            assert link.room() == ROOM
+            kernel.failures = [errno.EAGAIN]
+            for serial in range(3):
+                link.send(_message(serial, 1000, rng))
+            assert link.room() <= 0 and not bench.there.got
+            await bench.here.until(lambda: bench.here.writable)
+            assert bench.here.writable == [link] and link.room() == ROOM
+            await bench.there.until(lambda: len(bench.there.got) == 3)
+            assert [serial for serial, _ in bench.there.got] == [0, 1, 2]
+            kernel.failures = [errno.EAGAIN]
+            for _ in range(2 * QUEUE_MAX // 60_000):
+                link.send(message)
+            assert -link.room() <= QUEUE_MAX + 61_000
+            assert sock.counters.unsent >= QUEUE_MAX // 61_000 - 1
+            link.close()
+            await bench.here.until(lambda: bench.here.closed)
+
+    run(work)
+
+
+@pytest.mark.parametrize(
+    "number", [errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EPERM, errno.ENOBUFS, errno.ENETDOWN]
+)
+def test_what_the_network_says_of_one_datagram_is_weather(run, number):
+    rng = random.Random(1)
+
+    async def work() -> None:
+        async with Bench() as bench:
+            Kernel(bench.link.sock).failures = [number]
+            bench.link.send(_message(1, 100, rng))
+            bench.link.send(_message(2, 100, rng))
+            await bench.there.until(lambda: bench.there.got)
+            assert [serial for serial, _ in bench.there.got] == [2]
+            assert bench.link.sock.counters.unsent == 1
+
+    run(work)
+
+
+def test_datagrams_to_a_port_where_nobody_is_do_not_hurt_the_socket(run):
+    """The kernel hears "port unreachable" from the other side; neither reads nor writes fail."""
+    rng = random.Random(1)
+
+    async def work() -> None:
+        async with Bench() as bench:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+                other.bind(("127.0.0.1", 0))
+                nobody = other.getsockname()[1]
+            dead = await bench.dial(nobody)
+            assert dead.sock is bench.link.sock
+            for serial in range(50):
+                dead.send(_message(serial, 100, rng))
+                await asyncio.sleep(0)
+            bench.link.send(_message(99, 100, rng))
+            await bench.there.until(lambda: bench.there.got)
+            bench.there.opened[0].send(_message(98, 100, rng))
+            await bench.here.until(lambda: bench.here.got)
+            assert not bench.here.closed and not dead.sock.counters.errors
+
+    run(work)
+
+
+def test_a_socket_that_cannot_be_read_is_left_alone_for_a_while(run, monkeypatch):
+    monkeypatch.setattr(udp_socket, "PAUSE_S", 0.05)
+    rng = random.Random(1)
+
+    async def work() -> None:
+        async with Bench() as bench:
+            read = bench.sock._recvmsg_into
+            failures = [OSError(errno.ENOMEM, "no memory")] * 3
+
+            def recvmsg_into(*words):
+                if failures:
+                    raise failures.pop()
+                return read(*words)
+
+            bench.sock._recvmsg_into = recvmsg_into
+            bench.link.send(_message(1, 100, rng))
+            await bench.there.until(lambda: bench.there.got)
+            assert bench.sock.counters.errors == 3
+
+    run(work)
+
+
+@contextmanager
+def _stranger():
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        yield sock
+
+
+def test_foreign_datagrams_make_no_link_and_get_no_answer(run):
+    """Random ones, cut ones, longer ones than their header says, one bit wrong, and empty ones."""
+    rng = random.Random(3)
+    header, body = _message(1, 500, rng)
+    wrong = bytearray(header)
+    wrong[20] ^= 1
+    datagrams = [
+        *(rng.randbytes(size) for size in (0, 1, 47, 48, 63, 64, 65, 1200, 60_000)),
+        header,
+        header + body[:-1],
+        header + body + b"x",
+        bytes(wrong) + body,
+    ]
+
+    async def work() -> None:
+        async with Bench() as bench:
+            with _stranger() as stranger:
+                for datagram in datagrams:
+                    stranger.sendto(datagram, ("127.0.0.1", bench.sock.port))
+                bench.link.send([header, body])
+                await bench.there.until(lambda: bench.there.got)
+                assert bench.there.got == [(1, body)] and len(bench.there.opened) == 1
+                assert bench.sock.counters.foreign == len(datagrams) - 1  # an empty one is nothing
+                stranger.setblocking(False)
+                with pytest.raises(BlockingIOError):
+                    stranger.recv(10)
+
+    run(work)
+
+
+def test_links_of_nobody_are_bounded_and_the_oldest_goes(run):
+    """Whoever repeats genuine datagrams from many ports has at most so many links; proved ones stay."""
+    rng = random.Random(3)
+    header, body = _message(1, 100, rng)
+
+    async def work() -> None:
+        async with Bench() as bench:
+            with ExitStack() as strangers:
+                await beset(bench, strangers)
+
+    async def beset(bench: Bench, strangers: ExitStack) -> None:
+        bench.link.send([header, body])
+        await bench.there.until(lambda: bench.there.opened)
+        mine = bench.there.opened[0]
+        bench.there.proved.add(mine)
+        for count in range(2, UNPROVED_MAX + 22):
+            stranger = strangers.enter_context(_stranger())
+            stranger.sendto(header + body, ("127.0.0.1", bench.sock.port))
+            await bench.there.until(lambda: len(bench.there.opened) == count)  # noqa: B023
+        await bench.there.until(lambda: len(bench.there.closed) == 20)
+        assert len(bench.sock.links) == UNPROVED_MAX + 1
+        assert [link for link, _ in bench.there.closed] == bench.there.opened[1:21]
+        assert bench.sock.links[mine.address] is mine
+
+    run(work)
+
+
+def test_a_closed_link_is_forgotten_and_its_address_makes_a_new_one(run):
+    rng = random.Random(3)
+
+    async def work() -> None:
+        async with Bench() as bench:
+            bench.link.send(_message(1, 100, rng))
+            await bench.there.until(lambda: bench.there.got)
+            bench.there.opened[0].close()
+            await bench.there.until(lambda: bench.there.closed)
+            assert not bench.sock.links
+            bench.link.send(_message(2, 100, rng))
+            await bench.there.until(lambda: len(bench.there.got) == 2)
+            assert len(bench.there.opened) == 2
+
+    run(work)
+
+
+def test_a_node_that_listens_dials_from_there_and_one_link_serves_both(run):
+    """One NAT binding for all; a dial to whom has dialled us takes the accepted link's place."""
+    rng = random.Random(3)
+
+    async def work() -> None:
+        async with Bench() as bench:
+            other = await bench.client.serve(Endpoint("udp", "127.0.0.1", 0), CODEC, bench.here)
+            link = await bench.dial(bench.sock.port)
+            assert link.sock is other.sock
+            link.send(_message(1, 100, rng))
+            await bench.there.until(lambda: bench.there.got)
+            (accepted,) = bench.there.opened
+            assert accepted.address == ("127.0.0.1", other.sock.port)
+            back = await bench.server.connect(
+                Endpoint("udp", "127.0.0.1", other.sock.port), CODEC, bench.there
+            )
+            await bench.there.until(lambda: bench.there.closed)
+            assert bench.there.closed == [(accepted, "dialled anew")]
+            link.send(_message(2, 100, rng))
+            await bench.there.until(lambda: len(bench.there.got) == 2)
+            assert bench.there.by[-1] is back and len(bench.there.opened) == 1
+
+    run(work)
+
+
+def test_answers_leave_from_the_address_that_was_dialled(run):
+    """A server with several addresses, listening on all: another source would be a stranger to the client."""
+    rng = random.Random(3)
+
+    async def work() -> None:
+        async with Bench() as bench:
+            everywhere = await bench.listen("0.0.0.0")
+            link = await bench.client.connect(
+                Endpoint("udp", "127.0.0.2", everywhere.port), CODEC, bench.here
+            )
+            link.send(_message(1, 100, rng))
+            await bench.there.until(lambda: bench.there.got)
+            (accepted,) = bench.there.opened
+            assert accepted.local == f"udp://127.0.0.2:{everywhere.port}"
+            accepted.send(_message(2, 100, rng))
+            await bench.here.until(lambda: bench.here.got)
+            assert bench.here.by == [link]
+            Kernel(everywhere).failures = [errno.EINVAL]  # the address is gone
+            accepted.send(_message(3, 100, rng))
+            await bench.here.until(lambda: len(bench.here.got) == 2)
+            assert not accepted.ancillary
+
+    run(work)
+
+
+def test_dialled_links_move_to_a_fresh_socket_and_go_on(run):
+    rng = random.Random(3)
+
+    async def work() -> None:
+        async with Bench() as bench:
+            before = bench.link.local
+            bench.link.send(_message(1, 100, rng))
+            await bench.there.until(lambda: bench.there.got)
+            bench.client.rebind()
+            assert bench.link.local != before and not bench.here.closed
+            bench.link.send(_message(2, 100, rng))
+            await bench.there.until(lambda: len(bench.there.got) == 2)
+            assert [link.remote for link in bench.there.opened] == [before, bench.link.local]
+            bench.there.opened[1].send(_message(3, 100, rng))
+            await bench.here.until(lambda: bench.here.got)
+            assert bench.here.by == [bench.link]
+
+    run(work)
+
+
+def test_links_of_a_socket_that_listens_no_more_go_on_from_another(run):
+    rng = random.Random(3)
+
+    async def work() -> None:
+        async with Bench() as bench:
+            bench.link.send(_message(1, 100, rng))
+            await bench.there.until(lambda: bench.there.got)
+            (accepted,) = bench.there.opened
+            bench.server.unlisten(bench.sock)
+            accepted.send(_message(2, 100, rng))
+            await bench.here.until(lambda: bench.here.got)
+            assert accepted.sock is not bench.sock and not bench.there.closed
+            (row,) = bench.server.describe()
+            assert not row["listening"] and row["links"] == 1
+
+    run(work)
+
+
+def test_no_way_there_is_an_error_of_the_dial():
+    async def work() -> None:
+        async with Bench() as bench:
+            with pytest.raises(OSError):
+                await bench.client.connect(Endpoint("udp", "255.255.255.255", 9), CODEC, bench.here)
+
+    asyncio.run(work())
+
+
+def test_a_port_in_use_is_an_error_of_the_listener():
+    async def work() -> None:
+        async with Bench() as bench:
+            with pytest.raises(OSError):
+                await bench.server.serve(
+                    Endpoint("udp", "127.0.0.1", bench.sock.port), CODEC, bench.there
+                )
+
+    asyncio.run(work())
+
+
+def test_sizes_follow_the_interface_and_are_never_below_the_base(monkeypatch):
+    async def work(mtu: int) -> int:
+        monkeypatch.setattr(gso, "route", lambda *words: (mtu, "127.0.0.1"))
+        async with Bench() as bench:
+            assert bench.link.caps.payload_size_base == PAYLOAD_BASE == 1200 - 48
+            assert bench.link.sock.has_no_fragments
+            return bench.link.caps.payload_size_max
+
+    assert asyncio.run(work(1500)) == 1500 - 20 - 8 - 48
+    assert asyncio.run(work(9000)) == 9000 - 20 - 8 - 48
+    assert asyncio.run(work(65_536)) == 65_535 - 20 - 8 - 48
+    assert asyncio.run(work(552)) == PAYLOAD_BASE  # a forged "too large" cannot make it less
+
+
+def test_where_fragments_cannot_be_forbidden_no_message_is_above_the_base(monkeypatch):
+    monkeypatch.setattr(gso, "forbid_fragments", lambda sock: False)
+
+    async def work() -> None:
+        async with Bench() as bench:
+            assert bench.link.caps.payload_size_max == PAYLOAD_BASE
+
+    asyncio.run(work())
+
+
+def test_each_node_has_sockets_of_its_own():
+    assert isinstance(PLUGIN, PluginFactory)
+    one, two = PLUGIN.for_node(), PLUGIN.for_node()
+    assert isinstance(one, NodePlugin) and one is not two and udp.PLUGIN.scheme == "udp"
