@@ -1,5 +1,7 @@
 """`python -m benchmarks [--quick] [--only NAME]`: uservpn beside shadowsocks-libev, on loopback.
 
+`python -m benchmarks lossy` is another program: paths that lose packets (lossy.py).
+
 Every measurement starts its system anew, and the systems take turns (A B A B), so that neither
 what ran before nor a drift of the machine favours one of them. The load (load.c) shares the
 processors with the systems under test.
@@ -12,41 +14,39 @@ import contextlib
 import json
 import os
 import platform
-import random
 import resource
-import select
 import shutil
 import signal
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 
-from benchmarks import far, relay
+from benchmarks import far, lossy, relay
+from benchmarks.processes import (
+    START_LIMIT,
+    BenchmarkError,
+    Process,
+    cpu_seconds,
+    free_port,
+    rss_kib,
+    run,
+    voluntary_switches,
+    wait_for_port,
+)
 
-START_LIMIT: Final = 20.0  # seconds until a process must be ready
 LOAD_LIMIT: Final = 180.0  # seconds for one run of the load
-LIFE_LIMIT: Final = 600.0  # seconds for a process that serves
-STOP_LIMIT: Final = 10.0  # seconds between SIGTERM and SIGKILL
 PARALLEL: Final = 64  # new connections at a time
 FAR: Final = "far"
 RELAY: Final = "relay"
 OURS: Final = (FAR, RELAY)  # budgets of ours, not comparisons
-TICKS: Final = os.sysconf("SC_CLK_TCK")
 MIB: Final = 1024 * 1024
 
 Results = dict[str, float]
-
-
-class BenchmarkError(Exception):
-    """A measurement that could not be made."""
 
 
 @dataclass(frozen=True)
@@ -61,124 +61,6 @@ class Sizes:
 
 FULL: Final = Sizes(3, 1024 * MIB, 5000, 200, 5000, 20)
 QUICK: Final = Sizes(1, 256 * MIB, 1000, 200, 1000, 5)
-
-
-# ---- processes ----------------------------------------------------------------------------------
-
-
-class Process:
-    """A subprocess that lives at most `limit` seconds, and is ended by its own pid."""
-
-    def __init__(self, command: Sequence[str], log: Path, limit: float = LIFE_LIMIT) -> None:
-        self.log = log
-        with log.open("ab") as errors:
-            self._popen = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors
-            )
-        self.pid = self._popen.pid
-        self._timer = threading.Timer(limit, self._popen.kill)
-        self._timer.daemon = True
-        self._timer.start()
-
-    def wait_for_line(self, prefix: str, limit: float) -> str:
-        """The first line of its output that starts with `prefix`."""
-        stdout = _pipe(self._popen.stdout)
-        end = time.monotonic() + limit
-        seen = b""
-        while True:
-            *lines, seen = seen.split(b"\n")
-            for line in lines:
-                if line.decode(errors="replace").startswith(prefix):
-                    return line.decode(errors="replace")
-            left = end - time.monotonic()
-            if left <= 0 or not select.select([stdout], [], [], left)[0]:
-                raise BenchmarkError(f"no line {prefix!r} within {limit:g} s{self._errors()}")
-            data = os.read(stdout.fileno(), 65536)
-            if not data:
-                raise BenchmarkError(f"ended before a line {prefix!r}{self._errors()}")
-            seen += data
-
-    def is_running(self) -> bool:
-        return self._popen.poll() is None
-
-    def stop(self) -> None:
-        if self.is_running():
-            self._popen.terminate()
-            try:
-                self._popen.wait(STOP_LIMIT)
-            except subprocess.TimeoutExpired:
-                self._popen.kill()
-                self._popen.wait(STOP_LIMIT)
-        self._timer.cancel()
-        for pipe in (self._popen.stdin, self._popen.stdout):
-            if pipe is not None:
-                pipe.close()
-
-    def _errors(self) -> str:
-        text = self.log.read_text(errors="replace").strip()
-        return f":\n{text[-2000:]}" if text else ""
-
-
-def _pipe(stream: IO[bytes] | None) -> IO[bytes]:
-    if stream is None:
-        raise AssertionError("the process was started without this pipe")
-    return stream
-
-
-def run(command: Sequence[str], limit: float) -> str:
-    """The output of a command that must succeed in time; it is killed otherwise."""
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=limit, stdin=subprocess.DEVNULL
-        )
-    except subprocess.TimeoutExpired:
-        raise BenchmarkError(f"{command[0]}: not done within {limit:g} s") from None
-    if done.returncode != 0:
-        raise BenchmarkError(
-            f"{' '.join(command)}: status {done.returncode}: {done.stderr[-2000:]}"
-        )
-    return done.stdout
-
-
-def cpu_seconds(pid: int) -> float:
-    """User and system time of the process, with all of its threads."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS
-
-
-def rss_kib(pid: int) -> int:
-    return _status_number(Path(f"/proc/{pid}/status"), "VmRSS:")
-
-
-def voluntary_switches(pid: int) -> int:
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return sum(_status_number(task / "status", "voluntary_ctxt_switches:") for task in tasks)
-
-
-def _status_number(path: Path, name: str) -> int:
-    for line in path.read_text().splitlines():
-        if line.startswith(name):
-            return int(line.split()[1])
-    raise BenchmarkError(f"{path} has no {name}")
-
-
-_given_ports: set[int] = set()
-
-
-def free_port() -> int:
-    """A port below the usual ephemeral range, given out once, that nobody listens on."""
-    for _ in range(1000):
-        port = random.randrange(20000, 32000)
-        if port in _given_ports:
-            continue
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        _given_ports.add(port)
-        return port
-    raise BenchmarkError("no free port")
 
 
 # ---- the systems --------------------------------------------------------------------------------
@@ -258,18 +140,9 @@ def start_shadowsocks(stack: contextlib.ExitStack, place: Path) -> Running:
     for role, program, listening in (("server", "ss-server", port), ("client", "ss-local", proxy)):
         process = Process([program, "-c", str(config)], place / f"{role}.log")
         stack.callback(process.stop)
-        _wait_for_port(listening, process)
+        wait_for_port(listening, process)
         started[role] = process
     return Running(proxy, started["client"], started["server"])
-
-
-def _wait_for_port(port: int, process: Process) -> None:
-    end = time.monotonic() + START_LIMIT
-    while time.monotonic() < end and process.is_running():
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1.0):
-            return
-        time.sleep(0.05)
-    raise BenchmarkError(f"nobody listens on port {port}; see:\n{process.log.read_text()}")
 
 
 # ---- the measurements ---------------------------------------------------------------------------
@@ -437,6 +310,8 @@ def shown(value: float) -> str:
 
 
 def main() -> int:
+    if sys.argv[1:2] == ["lossy"]:
+        return lossy.main(sys.argv[2:])
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
     parser.add_argument("--quick", action="store_true", help="one round, smaller sizes")
     parser.add_argument("--only", choices=[*BENCHMARKS, *OURS], help="only this benchmark")
