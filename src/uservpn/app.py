@@ -19,6 +19,8 @@ from typing import Any, Final
 
 from uservpn import __version__
 from uservpn.chooser.chooser import Chooser
+from uservpn.chooser.geo import distance_km
+from uservpn.chooser.site import site_of
 from uservpn.control.client import ControlError
 from uservpn.control.config import Config, ServerConfig, diff, load, state_dir_of
 from uservpn.control.places import control_socket
@@ -33,11 +35,15 @@ from uservpn.node.node import Node
 from uservpn.node.options import NodeOptions
 from uservpn.runtime.allocator import give_back, keep_message_blocks
 from uservpn.runtime.boot import next_boot
+from uservpn.runtime.choosing import Choosing
 from uservpn.runtime.clock import monotonic, random_bytes, wall_offset
 from uservpn.runtime.cpu import lacks_aes
 from uservpn.runtime.driver import Driver
 from uservpn.runtime.entry import Entry
 from uservpn.runtime.exit import Exit
+from uservpn.runtime.exit_tests import ExitTests
+from uservpn.runtime.exits_view import ExitsView
+from uservpn.runtime.kept import KeptConnections
 from uservpn.runtime.nodes_file import load_nodes, save_nodes
 from uservpn.runtime.resolver import Resolver
 from uservpn.types import NodeId
@@ -138,10 +144,21 @@ class Service:
         )
         self.driver = Driver(self.node, load_plugins(_protocols(config)), loop, self._offer)
         self._resolver = self._new_resolver(config)
-        self.exit = Exit(self.driver, _policy(config), self._resolver)
-        self.chooser = Chooser(
-            config.chooser.default, tuple(servers), self._is_linked, self._is_exit
+        self.kept = KeptConnections(loop)
+        self.exit = Exit(self.driver, _policy(config), self._resolver, kept=self.kept)
+        self.exit_tests = ExitTests(
+            self.driver, self.exit, self.kept, lambda: self.config.exit.enabled
         )
+        self.exits = ExitsView(self.node, tuple(servers))
+        self.chooser = Chooser(
+            self.exits,
+            config.chooser.default,
+            site_of=site_of,
+            wall_s=lambda: self.node.wall_s,
+            idle_s=config.chooser.session_idle,
+            near=distance_km,
+        )
+        self.choosing = Choosing(self.chooser, self.driver)
         self.entry: Entry | None = None
         self._leaving: list[Entry] = []  # no longer listening, with programs still connected
 
@@ -157,6 +174,9 @@ class Service:
         """Ends everything; entry first, so that programs hear it."""
         entries = [entry for entry in (self.entry, *self._leaving) if entry is not None]
         await asyncio.gather(*(entry.close(DRAIN_S) for entry in entries))
+        self.choosing.close()
+        self.exit_tests.close()
+        self.kept.close()
         self.exit.close()
         await self._resolver.close()
         await self.driver.close()
@@ -197,7 +217,8 @@ class Service:
         if "servers" in changed:
             self.node.set_servers(_servers(config.servers), monotonic())
         self.driver.kick()
-        self.chooser.reconfigure(config.chooser.default, tuple(_servers(config.servers)))
+        self.exits.servers = tuple(_servers(config.servers))
+        self.chooser.reconfigure(config.chooser.default, None, config.chooser.session_idle)
         if "exit" in changed:
             self.exit.reconfigure(_policy(config), resolver)
         if resolver is not None:
@@ -344,7 +365,7 @@ class Service:
             config.entry.listen,
             config.entry.users,
             self.driver,
-            self.chooser,
+            self.choosing,
             config.tunnel.optimistic,
         )
         await entry.start()
@@ -358,17 +379,6 @@ class Service:
             self.exit.offer(stream, host, port)
         else:
             self.driver.refuse(stream, Fault.NOT_ALLOWED)
-
-    def _is_exit(self, node: NodeId) -> bool:
-        """Is it on the list, as an exit that can be dialled or is linked?"""
-        record = self.node.directory.get(node)
-        if record is None or not record.roles & Role.EXIT:
-            return False
-        return self.node.can_reach(node, monotonic())
-
-    def _is_linked(self, node: NodeId) -> bool:
-        peer = self.node.peers.get(node)
-        return peer is not None and bool(peer.contact.links)
 
 
 def _ms(seconds: float | None) -> float | None:

@@ -15,10 +15,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from uservpn.chooser.affinity import Key
+from uservpn.chooser.cases import Choice, refusal
+from uservpn.chooser.measure import Trip
 from uservpn.errors import Fault, StreamFault
 from uservpn.kit.endpoint import Address
 from uservpn.runtime.entry import Entry
 from uservpn.socks.handshake import Handshake, Kind, Request, State, host_name, is_user
+from uservpn.types import NodeId
 
 USERS = {"alice": "secret", "empty": ""}
 HELLO = b"\x05\x01\x00"
@@ -244,6 +248,9 @@ class FakeDriver:
         stream.consumed += size
         self._changed.set()
 
+    def told(self) -> None:
+        self._changed.set()
+
     async def until(self, condition: Callable[[], Any]) -> None:
         while not condition():
             self._changed.clear()
@@ -255,23 +262,60 @@ class FakeDriver:
 
 
 class FakeChooser:
-    def __init__(self) -> None:
+    """One exit for everything; `waits` keeps connections waiting until `decide`."""
+
+    def __init__(self, driver: FakeDriver) -> None:
+        self.driver = driver
         self.exit: int | None = 1
         self.known: set[tuple[int, str, int]] = set()
         self.users: list[str | None] = []
+        self.waits = False
+        self.waiting: list[Any] = []
+        self.refusal = (Fault.EXIT_DEAD, "")
+        self.faults: list[Fault] = []
+        self.trips: list[str] = []
+        self.ended_count = 0
 
-    def choose(self, host: str, port: int, user: str | None) -> int | None:
+    def choice(self) -> Choice:
+        if self.exit is None:
+            return refusal("", *self.refusal)
+        return Choice(NodeId(self.exit), "test", Key("site"), "site")
+
+    def choose(self, host: str, port: int, user: str, waiter: Any) -> Choice | None:
         self.users.append(user)
-        return self.exit
+        if self.waits:
+            self.waiting.append(waiter)
+            self.driver.told()
+            return None
+        return self.choice()
+
+    def decide(self) -> None:
+        for waiter in self.waiting:
+            waiter.chosen(self.choice())
+        self.waiting.clear()
 
     def knows(self, exit: int, host: str, port: int) -> bool:
         return (exit, host, port) in self.known
 
-    def connected(self, exit: int, host: str, port: int) -> None:
-        self.known.add((exit, host, port))
+    def connected(self, choice: Choice, host: str, port: int) -> None:
+        self.known.add((choice.exit, host, port))
 
-    def failed(self, exit: int, host: str, port: int) -> None:
-        self.known.discard((exit, host, port))
+    def failed(self, choice: Choice, host: str, port: int, fault: Fault) -> None:
+        self.known.discard((choice.exit, host, port))
+        self.faults.append(fault)
+
+    def replied(self, choice: Choice, trip: Trip) -> None:
+        self.trips.append("replied")
+
+    def unanswered(self, choice: Choice, trip: Trip, is_broken: bool) -> None:
+        self.trips.append("broken" if is_broken else "unanswered")
+
+    def ended(self, choice: Choice, stream: Any) -> None:
+        self.ended_count += 1
+        self.driver.told()
+
+    def driver_of(self, choice: Choice) -> FakeDriver:
+        return self.driver
 
 
 class Bench:
@@ -297,7 +341,8 @@ def on_bench(
     **limits: Any,
 ) -> None:
     async def main() -> None:
-        driver, chooser = FakeDriver(), FakeChooser()
+        driver = FakeDriver()
+        chooser = FakeChooser(driver)
         fakes: Any = (driver, chooser)
         entry = Entry(Address("127.0.0.1", 0), users or {}, *fakes, optimistic, **limits)
         await entry.start()
@@ -498,6 +543,71 @@ def test_there_is_a_place_for_so_many_and_no_more() -> None:
         await bench.driver.stream()
 
     on_bench(test, connections_max=1)
+
+
+def test_a_program_waits_for_its_exit_and_what_it_sent_ahead_is_kept() -> None:
+    async def test(bench: Bench) -> None:
+        bench.chooser.waits = True
+        reader, writer = await bench.program(HELLO + TO_NAME + b"early")
+        await bench.driver.until(lambda: bench.chooser.waiting)
+        writer.write(b" and more")
+        await writer.drain()
+        assert not bench.driver.streams
+        bench.chooser.known.add((1, "example.com", 443))  # the test has connected
+        bench.chooser.decide()
+        assert await reader.readexactly(12) == b"\x05\x00" + GRANTED
+        stream = await bench.driver.stream()
+        await bench.driver.until(lambda: stream.written == b"early and more")
+
+    on_bench(test)
+
+
+def test_a_program_that_left_while_it_waited_gets_no_stream() -> None:
+    async def test(bench: Bench) -> None:
+        bench.chooser.waits = True
+        _, writer = await bench.program(HELLO + TO_NAME)
+        await bench.driver.until(lambda: bench.chooser.waiting)
+        (waiter,) = bench.chooser.waiting
+        waiter.abort()
+        bench.chooser.decide()
+        assert not bench.driver.streams
+        writer.close()
+
+    on_bench(test)
+
+
+def test_a_choice_that_is_a_refusal_has_its_own_code() -> None:
+    async def test(bench: Bench) -> None:
+        bench.chooser.exit, bench.chooser.refusal = None, (Fault.NOT_ALLOWED, "no")
+        reader, _ = await bench.program(HELLO + TO_NAME)
+        assert await reader.read() == b"\x05\x00\x05\x02" + GRANTED[2:]
+
+    on_bench(test)
+
+
+def test_first_round_trips_are_told_once_for_each_connection() -> None:
+    async def test(bench: Bench) -> None:
+        reader, writer = await bench.program(HELLO + TO_NAME + b"hello")
+        stream = await bench.driver.stream()
+        opened(stream)
+        await reader.readexactly(12)
+        stream.owner.stream_data(b"hi")
+        stream.owner.stream_data(b"again")
+        await reader.readexactly(7)
+        assert bench.chooser.trips == ["replied"]
+        vanish(writer)
+        await bench.driver.until(lambda: bench.chooser.ended_count)
+        reader, writer = await bench.program(HELLO + TO_NAME + b"hello")
+        await reader.readexactly(12)
+        stream = await bench.driver.stream(1)
+        opened(stream)
+        stream.owner.stream_reset(Fault.CONNECTION_LOST)
+        with pytest.raises(ConnectionResetError):
+            await reader.read()
+        assert bench.chooser.trips == ["replied", "broken"]
+        assert bench.chooser.ended_count == 2
+
+    on_bench(test)
 
 
 def test_users_change_while_connections_stand() -> None:

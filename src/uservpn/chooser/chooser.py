@@ -1,69 +1,453 @@
-"""Which exit a new connection leaves through.
+"""Which exit a new connection leaves through, and why.
 
-In this version: the exit the program names (`exit=3` as its user name), else the configured default,
-else the first reachable server in the owner's order. Site rules, affinity and measurement join here,
-behind the same three questions. Sans-I/O; what is reachable is asked of the owner.
+    1. the program's own choice      its user name: exit=3, country=us
+    2. a pin                         `uservpn sites pin`
+    3. a rule                        narrows the exits, or says direct or reject
+    4. the session's exit            as long as the session lasts and the exit lives
+    5. the best measured one         at the beginning of a session; the last one is kept unless
+                                     another is better by a tenth, on three samples at least
+    6. a test of the likely ones     nothing is measured yet: at most `WAIT_S`, then
+    7. the nearest by country, the first in the owner's order
+
+1 to 3 say which exits come into question, 4 to 7 which of them it is. Nothing moves a session but the
+death of its exit. What is learned on the way (first round trips, tests) is for the next session.
+
+Sans-I/O. `now` is monotonic seconds; what has to outlive a restart is kept in Unix time, which is
+`now + wall_s()`. A choice that has to wait for a test is a `Trial`: put whoever waits into its
+`waiters`, carry out `take_requests`, report answers with `tested`, and call `cut` at its `cut_at`.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from typing import Final, Literal
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, Protocol
 
-from uservpn.types import NODE_ID_MAX, NODE_ID_MIN, NodeId
+from uservpn.chooser.affinity import Key, Session, Sessions
+from uservpn.chooser.cases import NOWHERE, Case, Choice, ExitState, Mesh, refusal, wished_target
+from uservpn.chooser.measure import NEVER_MS, SAMPLES_MIN, Knowledge
+from uservpn.chooser.targets import Action, Pick, Target, parse_target
+from uservpn.chooser.testing import (
+    CANDIDATES_MAX,
+    KEEP,
+    TRIAL_LIFE_S,
+    TRIALS_MAX,
+    WAIT_S,
+    Budget,
+    Finding,
+    Inquiry,
+    Trial,
+)
+from uservpn.chooser.wishes import parse_wish
+from uservpn.errors import Fault
+from uservpn.types import NodeId
 
 KNOWN_MAX: Final = 8192
-"""Targets remembered as having connected; the one unused for longest is forgotten."""
+"""Targets remembered as having connected; the oldest is forgotten."""
+CASES_MAX: Final = 4096
+COUNTRIES_MAX: Final = 4096
+HYSTERESIS: Final = 0.10
+"""How much better another exit must be than the last one to take over a new session."""
+HYSTERESIS_MS: Final = 2.0
+CONTENDER: Final = 1.5
+"""An exit that is expected to take longer than the best by this factor is not looked at again."""
+LOOK_S: Final = 60.0
+"""A session looks at other exits at most this often, while they are not known well enough."""
+REFRESH_S: Final = 3 * 3600.0
+"""What is known is looked at anew when it is this old."""
+_UNREACHED: Final = frozenset(
+    (Fault.TIMEOUT, Fault.HOST_UNREACHABLE, Fault.NETWORK_UNREACHABLE, Fault.NOT_ALLOWED)
+)
+"""Results of a dial that speak against the exit."""
+
+
+class Ruling(Protocol):
+    """The owner's rules."""
+
+    def find(self, host: str, port: int, country: str) -> tuple[Target, str] | None:
+        """The target for a host, and which rule it was; `country` is the site's, "" if unknown."""
+
+
+class NoRules:
+    """There are none."""
+
+    def find(self, host: str, port: int, country: str) -> tuple[Target, str] | None:
+        """Never anything."""
+        return None
 
 
 class Chooser:
-    """Chooses exits and remembers which targets have connected through which."""
+    """Chooses exits; remembers sessions, measurements, and which targets connected.
+
+    Everything is bounded: sessions, sites and targets by number (the one unused for longest goes),
+    tests by number per minute (then the best known exit is taken without one).
+    """
 
     def __init__(
         self,
-        default: Literal["auto"] | int | str,
-        servers: Sequence[NodeId],
-        is_reachable: Callable[[NodeId], bool],
-        is_exit: Callable[[NodeId], bool] = lambda node: False,
+        mesh: Mesh,
+        default: int | str = "auto",
+        rules: Ruling | None = None,
+        *,
+        site_of: Callable[[str], str],
+        wall_s: Callable[[], float],
+        idle_s: float = 12 * 3600.0,
+        wait_s: float = WAIT_S,
+        near: Callable[[str, str], float | None] = lambda one, other: None,
     ) -> None:
-        """`is_exit` answers for nodes beyond `servers`, which are taken for exits unasked."""
+        """`near` is the distance between two countries in any unit, None where it is unknown."""
+        self.sessions = Sessions(idle_s)
+        self.knowledge = Knowledge()
+        self.countries: OrderedDict[str, str] = OrderedDict()
+        """Where sites are, as exits found out."""
+        self.trial_count = 0
+        self.request_count = 0
+        """Tests asked of exits."""
+        self.mesh = mesh
+        self.site_of = site_of
         self._default = default
-        self._servers = tuple(servers)
-        self._is_reachable = is_reachable
-        self._is_exit = is_exit
+        self._rules: Ruling = rules or NoRules()
+        self._wall_s = wall_s
+        self._wait_s = wait_s
+        self._near = near
+        self._cases: dict[tuple[str, int, str], Case] = {}
         self._known: OrderedDict[tuple[int, str, int], None] = OrderedDict()
+        self._dead: set[NodeId] = set()
+        self._trials: OrderedDict[int, Trial] = OrderedDict()
+        self._waiting: dict[Key, Trial] = {}
+        self._token = 0
+        self._budget = Budget()
+        self._requests: list[tuple[NodeId, Inquiry]] = []
+        self._decided: list[tuple[Any, Choice]] = []
+        self._moved: list[str] = []
 
-    def reconfigure(self, default: Literal["auto"] | int | str, servers: Sequence[NodeId]) -> None:
-        """Live change; what is known stays known."""
+    def reconfigure(self, default: int | str, rules: Ruling | None, idle_s: float) -> None:
+        """Live change; what is known stays known, and sessions stay where they may."""
         self._default = default
-        self._servers = tuple(servers)
+        self._rules = rules or NoRules()
+        self.sessions.idle_s = idle_s
+        self._cases.clear()
 
-    def choose(self, host: str, port: int, user: str | None) -> NodeId | None:
-        """The exit for a connection to `host`:`port`; None: there is none, or it is not known."""
-        if user and "=" in user:
-            named = _named_exit(user)
-            if named is not None:
-                return named if self._may_leave_at(named) else None
-        if isinstance(self._default, int):
-            chosen = NodeId(self._default)
-            return chosen if self._may_leave_at(chosen) else None
-        for server in self._servers:
-            if self._is_reachable(server):
-                return server
-        for server in map(NodeId, range(NODE_ID_MIN, NODE_ID_MAX + 1)):
-            if self._is_reachable(server) and self._is_exit(server):
-                return server  # none of the owner's is up: another one of the mesh
-        return self._servers[0] if self._servers else None
+    def mesh_changed(self) -> None:
+        """Names, countries or roles of nodes may be others now."""
+        self._cases.clear()
 
-    def _may_leave_at(self, exit: NodeId) -> bool:
-        return exit in self._servers or self._is_exit(exit)
+    # --- the choice ------------------------------------------------------------------------------
+
+    def choose(self, host: str, port: int, user: str, now: float) -> Choice | Trial:
+        """Where a connection to `host`:`port` goes; a Trial: that has to be found out first."""
+        case = self._cases.get((host, port, user)) or self._new_case(host, port, user)
+        if case.answer is not None:
+            return case.answer
+        session = self.sessions.live(case.key, now + self._wall_s())
+        if session is None:
+            return self._begin(case, self.sessions.peek(case.key), False, now)
+        exit = session.exit
+        if exit not in case.taken and not session.is_pinned and not self._fits(case, exit):
+            return self._begin(case, None, False, now)
+        if self.mesh.is_linked(exit):
+            self._dead.discard(exit)
+        elif self._is_gone(exit) and not (session.is_pinned or case.target.is_strict):
+            return self._begin(case, session, True, now)
+        if now >= session.look_at:
+            self._look(case, session, now)
+        return Choice(exit, session.reason, case.key, case.key.site)
+
+    def _new_case(self, host: str, port: int, user: str) -> Case:
+        if len(self._cases) >= CASES_MAX:
+            del self._cases[next(iter(self._cases))]
+        case = self._cases[host, port, user] = self.case(host, port, user)
+        return case
+
+    def case(self, host: str, port: int, user: str) -> Case:
+        """What is asked for; nothing is remembered."""
+        site = self.site_of(host)
+        wish = parse_wish(user)
+        target, reason, scope = Target(), "", ""
+        problem = wish.problem
+        try:
+            wished = None if problem else wished_target(wish)
+        except ValueError as error:
+            wished, problem = None, str(error)
+        if wished is not None:
+            target, scope = wished
+            reason = "program"
+        elif (found := self._rules.find(host, port, self.countries.get(site, ""))) is not None:
+            target, rule = found
+            reason = rule
+        elif self._default != "auto":
+            target, reason = parse_target(self._default, {}), "default"
+        key = Key(site, ",".join(part for part in (scope, wish.session) if part))
+        case = Case(host, port, key, target, reason)
+        if problem:
+            case.answer = refusal(site, Fault.NOT_ALLOWED, problem)
+        elif self._is_pinned(key):
+            case.target, case.reason = Target(), "pinned"
+        elif target.action is Action.REJECT:
+            case.answer = refusal(site, Fault.NOT_ALLOWED, f"{reason} rejects this target")
+        elif target.action is Action.DIRECT:
+            case.answer = Choice(NOWHERE, reason, None, site, is_direct=True)
+        return case
+
+    def _is_pinned(self, key: Key) -> bool:
+        session = self.sessions.peek(key)
+        return session is not None and session.is_pinned
+
+    def _fits(self, case: Case, exit: NodeId) -> bool:
+        """May this exit carry the case? It is asked once."""
+        candidates = [state.candidate for state in self.mesh.exits()]
+        known = {candidate.node for candidate in candidates}
+        fitting = {node for tier in case.target.tiers(candidates, case.key.site) for node in tier}
+        if exit in fitting or exit not in known:  # not there now: its death is another question
+            case.taken.add(exit)
+            return True
+        return False
+
+    def _is_gone(self, exit: NodeId) -> bool:
+        """Dead, while somebody else is there (else it is this node that is offline)."""
+        if exit not in self._dead and not self.mesh.is_lost(exit):
+            return False
+        return any(state.is_linked and state.node != exit for state in self.mesh.exits())
+
+    # --- the beginning of a session --------------------------------------------------------------
+
+    def _begin(self, case: Case, last: Session | None, is_move: bool, now: float) -> Choice | Trial:
+        """A new session, or one whose exit died (`is_move`)."""
+        waiting = self._waiting.get(case.key)
+        if waiting is not None:
+            return waiting
+        pool = self.pool(case)
+        if not pool:
+            text = f"no exit for {case.target}" if case.reason else "no exit is known"
+            return refusal(case.key.site, Fault.EXIT_DEAD, text)
+        at = now + self._wall_s()
+        if not any(state.is_linked for state in pool):
+            # nothing to choose by, and no session to lose: the last exit, or the owner's order
+            first = next((s for s in pool if last is not None and s.node == last.exit), pool[0])
+            return Choice(first.node, "nothing is linked yet", None, case.key.site)
+        moved_from = last.exit if last is not None and is_move else None
+        if len(pool) == 1 or case.target.pick is Pick.SPREAD:
+            return self._bind(case, pool[0].node, case.reason or "only exit", moved_from, now)
+        best = self.best(case, pool, None if is_move or last is None else last.exit, at)
+        if best is not None:
+            return self._bind(case, best, "measured", moved_from, now)
+        trial = self._try(case, pool, now, wait_s=self._wait_s)
+        if trial is None:
+            exit, reason = self._by_order(case, pool)
+            return self._bind(case, exit, reason, moved_from, now)
+        trial.is_waited_for = True
+        trial.moved_from = moved_from
+        self._waiting[case.key] = trial
+        return trial
+
+    def pool(self, case: Case) -> list[ExitState]:
+        """The exits that come into question now: the first tier in which one is not gone."""
+        states = {state.node: state for state in self.mesh.exits()}
+        tiers = case.target.tiers([s.candidate for s in states.values()], case.key.site)
+        for tier in tiers:
+            there = [
+                states[node] for node in tier if states[node].is_linked or not self._is_gone(node)
+            ]
+            if there:
+                return there
+        return [states[node] for node in tiers[0]] if tiers else []
+
+    def best(
+        self, case: Case, pool: Sequence[ExitState], last: NodeId | None, at: float
+    ) -> NodeId | None:
+        """The exit that is measured best; `last` keeps its place unless beaten clearly."""
+        site = case.key.site
+        expected = self.knowledge.expected(site, at)
+        known = {
+            state.node: expected[state.node]
+            for state in pool
+            if state.node in expected
+            and (state.node == last or self.knowledge.samples(site, state.node, at) >= SAMPLES_MIN)
+        }
+        if not known:
+            return None
+        best = min(known, key=lambda node: known[node])
+        if known[best] >= NEVER_MS / 2:
+            return None  # all that is known is bad: find out
+        if last in known and last is not None:
+            mine = known[last]
+            if known[best] > mine * (1 - HYSTERESIS) or known[best] > mine - HYSTERESIS_MS:
+                return last
+        return best
+
+    def _by_order(self, case: Case, pool: Sequence[ExitState]) -> tuple[NodeId, str]:
+        """Without a measurement: the nearest by country, else the owner's order."""
+        pool = [state for state in pool if state.is_linked] or pool
+        country = self.countries.get(case.key.site, "")
+        if country:
+            far = [
+                (distance, index)
+                for index, state in enumerate(pool)
+                if (distance := self._near(country, state.candidate.country)) is not None
+            ]
+            if far:
+                return pool[min(far)[1]].node, "nearest"
+        return pool[0].node, case.reason or "owner's order"
+
+    def _bind(
+        self, case: Case, exit: NodeId, reason: str, moved_from: NodeId | None, now: float
+    ) -> Choice:
+        at = now + self._wall_s()
+        key = case.key
+        if moved_from is None:
+            session = self.sessions.begin(key, exit, reason, at)
+        else:
+            reason = f"{reason}, since exit {moved_from} died"
+            session = self.sessions.move(key, exit, reason, at)
+            name = f"{key.site} (session {key.session})" if key.session else key.site
+            self._moved.append(f"{name} leaves at exit {exit} now: exit {moved_from} died")
+        session.look_at = now + LOOK_S
+        case.taken.add(exit)
+        return Choice(exit, reason, key, key.site)
+
+    # --- tests -----------------------------------------------------------------------------------
+
+    def _try(
+        self, case: Case, pool: Iterable[ExitState], now: float, wait_s: float
+    ) -> Trial | None:
+        """Asks the likely exits of the pool; None: that would be one trial too many."""
+        if not self._budget.take(now):
+            return None
+        self._drop_old(now)
+        site = case.key.site
+        expected = self.knowledge.expected(site, now + self._wall_s())
+
+        def likely(state: ExitState) -> float:
+            flight = NEVER_MS if state.flight_ms is None else state.flight_ms
+            return expected.get(state.node, flight)
+
+        # sorted() keeps the owner's order among equals
+        asked = {s.node: s.flight_ms for s in sorted(pool, key=likely)[:CANDIDATES_MAX]}
+        self._token = self._token % 0xFFFF_FFFF + 1
+        trial = Trial(self._token, case.key, case, asked, now, wait_s)
+        self._trials[trial.token] = trial
+        flags = KEEP if wait_s else 0
+        test = Inquiry(trial.token, flags, case.host, case.port)
+        self._requests += [(exit, test) for exit in asked]
+        self.trial_count += 1
+        self.request_count += len(asked)
+        return trial
+
+    def _drop_old(self, now: float) -> None:
+        """Trials that nobody answers any more; those that are waited for go by their own bound."""
+        while self._trials:
+            trial = next(iter(self._trials.values()))
+            if now < trial.began_at + TRIAL_LIFE_S and len(self._trials) < TRIALS_MAX:
+                return
+            self._decide(trial, now)
+            self._trials.popitem(last=False)
+
+    def _look(self, case: Case, session: Session, now: float) -> None:
+        """Looks at exits that may be better than the session's: for the next session."""
+        session.look_at = now + REFRESH_S
+        at = now + self._wall_s()
+        site = case.key.site
+        if session.is_pinned or case.target.pick is Pick.SPREAD:
+            return
+        expected = self.knowledge.expected(site, at)
+        limit = CONTENDER * min(expected.values(), default=NEVER_MS)
+        unknown = [
+            state
+            for state in self.pool(case)
+            if expected.get(state.node, state.flight_ms or 0.0) <= limit
+            and self._wants_look(site, state.node, at)
+        ]
+        if unknown and self._try(case, unknown, now, wait_s=0.0) is not None:
+            session.look_at = now + LOOK_S
+
+    def _wants_look(self, site: str, exit: NodeId, at: float) -> bool:
+        newest = self.knowledge.newest(site, exit)
+        if newest is None or at >= newest + REFRESH_S:
+            return True
+        return self.knowledge.samples(site, exit, at) < SAMPLES_MIN
+
+    def take_requests(self) -> list[tuple[NodeId, Inquiry]]:
+        """What to ask of which exit."""
+        requests, self._requests = self._requests, []
+        return requests
+
+    def tested(self, exit: NodeId, tested: Finding, now: float) -> Trial | None:
+        """An exit's answer came; to which trial (its `cut_at` may be another now), None: to none."""
+        trial = self._trials.get(tested.token)
+        if trial is None:
+            return None
+        sum_ms = trial.answered(exit, tested, now)
+        if sum_ms is None:
+            return None
+        site = trial.key.site
+        self.knowledge.tested(site, exit, sum_ms, now + self._wall_s())
+        if tested.country:
+            self._learn_country(site, tested.country)
+        if trial.is_due(now):
+            self._decide(trial, now)
+        if trial.is_complete:
+            del self._trials[tested.token]
+        return trial
+
+    def cut(self, trial: Trial, now: float) -> None:
+        """Its time is up."""
+        self._decide(trial, now)
+
+    @property
+    def has_news(self) -> bool:
+        """Would a take return something?"""
+        return bool(self._requests or self._moved or self._decided)
+
+    def take_moved(self) -> list[str]:
+        """News for the log: sessions whose exit died."""
+        moved, self._moved = self._moved, []
+        return moved
+
+    def take_decided(self) -> list[tuple[Any, Choice]]:
+        """Who waited, and what for."""
+        decided, self._decided = self._decided, []
+        return decided
+
+    def _decide(self, trial: Trial, now: float) -> None:
+        if trial.is_decided:
+            return
+        trial.is_decided = True
+        if not trial.is_waited_for:
+            return
+        del self._waiting[trial.key]
+        choice = self._judge(trial, now)
+        self._decided += [(waiter, choice) for waiter in trial.waiters]
+        trial.waiters.clear()
+
+    def _judge(self, trial: Trial, now: float) -> Choice:
+        """The trial's winner, else the best of what was known before."""
+        case: Case = trial.case
+        moved_from = trial.moved_from
+        winner = trial.winner()
+        if winner is not None:
+            self.know(winner, case.host, case.port)
+            return self._bind(case, winner, "test", moved_from, now)
+        pool = self.pool(case)
+        left = [state for state in pool if state.node not in trial.sums] or pool
+        if not left:
+            return refusal(case.key.site, Fault.EXIT_DEAD, "no exit is there any more")
+        exit, reason = self._by_order(case, left)
+        return self._bind(case, exit, reason, moved_from, now)
+
+    def _learn_country(self, site: str, country: str) -> None:
+        if self.countries.get(site) != country:
+            self.countries[site] = country
+            if len(self.countries) > COUNTRIES_MAX:
+                self.countries.popitem(last=False)
+            self._cases.clear()  # rules may ask for a site's country
+
+    # --- what became of connections --------------------------------------------------------------
 
     def knows(self, exit: NodeId, host: str, port: int) -> bool:
         """Has this target connected through this exit before (and not failed since)?"""
         return (exit, host, port) in self._known
 
-    def connected(self, exit: NodeId, host: str, port: int) -> None:
+    def know(self, exit: NodeId, host: str, port: int) -> None:
         """The exit reached the target."""
         target = (exit, host, port)
         self._known[target] = None
@@ -71,14 +455,52 @@ class Chooser:
         if len(self._known) > KNOWN_MAX:
             self._known.popitem(last=False)
 
-    def failed(self, exit: NodeId, host: str, port: int) -> None:
-        """The exit did not reach the target: the next answer waits for the result."""
-        self._known.pop((exit, host, port), None)
+    def connected(self, choice: Choice, host: str, port: int) -> None:
+        """The exit reached the target."""
+        self.know(choice.exit, host, port)
+        if choice.key is not None:
+            session = self.sessions.peek(choice.key)
+            if session is not None and session.exit == choice.exit:
+                session.is_proved = True
 
+    def failed(self, choice: Choice, host: str, port: int, fault: Fault, now: float) -> None:
+        """It did not: the next answer waits for the result. A session that never worked is over."""
+        self._known.pop((choice.exit, host, port), None)
+        if choice.is_direct or choice.key is None or fault not in _UNREACHED:
+            return
+        self.knowledge.replied(choice.site, choice.exit, NEVER_MS, now + self._wall_s())
+        session = self.sessions.peek(choice.key)
+        if session is not None and session.exit == choice.exit and not session.is_proved:
+            self.sessions.give_up(choice.key)
 
-def _named_exit(user: str) -> NodeId | None:
-    for part in user.split(","):
-        name, _, value = part.partition("=")
-        if name.strip() == "exit" and value.strip().isdigit():
-            return NodeId(int(value))
-    return None
+    def replied(self, choice: Choice, ms: float, now: float) -> None:
+        """A first round trip of a connection."""
+        if choice.site:
+            self.knowledge.replied(choice.site, choice.exit, ms, now + self._wall_s())
+
+    def expected_ms(self, choice: Choice, now: float) -> float | None:
+        """The first round trip to expect."""
+        return self.knowledge.expected(choice.site, now + self._wall_s()).get(choice.exit)
+
+    def ended(self, choice: Choice, bytes_in: int, bytes_out: int) -> None:
+        """A connection is over."""
+        if choice.site:
+            self.knowledge.moved(choice.site, choice.exit, bytes_in, bytes_out)
+
+    def exit_died(self, exit: NodeId) -> None:
+        """Its connections ended with it."""
+        if any(state.is_linked and state.node != exit for state in self.mesh.exits()):
+            self._dead.add(exit)  # else it may be this node that is offline
+
+    # --- the owner's word ------------------------------------------------------------------------
+
+    def pin(self, site: str, exit: NodeId, now: float) -> bool:
+        """The site leaves at this exit until it is forgotten. False: there are too many pins."""
+        self._cases.clear()
+        return self.sessions.pin(Key(site), exit, now + self._wall_s())
+
+    def forget(self, site: str) -> bool:
+        """Ends the site's sessions and all knowledge of it; False: there was nothing."""
+        self._cases.clear()
+        sessions = self.sessions.forget(site)
+        return self.knowledge.forget(site) or bool(sessions)

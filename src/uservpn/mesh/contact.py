@@ -49,6 +49,7 @@ IDLE_S: Final = 600.0
 """A link that was opened on demand and carried no stream for so long is closed."""
 SHORT_LIFE_S: Final = 1.0
 """A link that ended this soon counts as a failed dial: else it would be dialled in a hot loop."""
+FAILING_COUNT: Final = 2
 LEAVE_S: Final = 1.0
 """Links to a peer that is no longer wanted stay this long, so that the ends of streams get through."""
 UNPROVED_MAX: Final = 4
@@ -349,6 +350,11 @@ class Contact:
         if not self.links or self.links[0].relayed or self.links[0].is_tentative:
             return None
         return self.links[0]
+
+    @property
+    def is_failing(self) -> bool:
+        """No link, and tries to open one have failed again and again."""
+        return not self.links and self._failures >= FAILING_COUNT
 
     def best(self) -> LinkState:
         """The link to send over: the preferred one that is not silent. There must be one."""

@@ -4,7 +4,8 @@ The first byte tells the protocol; what speaks none of them is closed without a 
 `success` at once when its target connected before through the same exit (`optimistic`), else when the
 exit has really connected, so that error codes are true. An answer that turned out too optimistic ends
 the connection with a reset and makes the next one honest. What a program sends ahead of its answer
-already flows to the exit.
+already flows to the exit. A site's first connection may have to wait for a test of the exits (at most
+`chooser.testing.WAIT_S`); nothing is read from its program meanwhile.
 
 Limits: so many connections at once (more are closed as they come), and so many seconds for whatever a
 program has to do before anything can be done for it: to shake hands, to end the head of a request, to
@@ -18,10 +19,13 @@ import asyncio
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
+from uservpn.chooser.cases import Choice
+from uservpn.chooser.measure import Trip
 from uservpn.errors import Fault, StreamFault
 from uservpn.kit.endpoint import Address
+from uservpn.runtime.clock import monotonic
 from uservpn.runtime.driver import Driver
-from uservpn.runtime.pump import Pump
+from uservpn.runtime.pump import SHARED, Pump
 from uservpn.socks.handshake import Handshake, Request, State
 from uservpn.tunnel.stream import Stream
 from uservpn.types import Buffer, NodeId
@@ -39,20 +43,39 @@ _EPSILON_S: Final = 0.01
 Optimistic = Literal["auto"] | bool
 
 
-class Choosing(Protocol):
-    """What the entry asks of the chooser, and tells it."""
+class Waiter(Protocol):
+    """Who waits for a choice."""
 
-    def choose(self, host: str, port: int, user: str | None) -> NodeId | None:
-        """The exit for this target; None: there is none."""
+    def chosen(self, choice: Choice) -> None:
+        """It is made; perhaps nobody needs it any more."""
+
+
+class Choosing(Protocol):
+    """What the entry asks of the chooser, and tells it (`runtime.choosing`)."""
+
+    def choose(self, host: str, port: int, user: str, waiter: Waiter) -> Choice | None:
+        """Where this target's connection goes; None: the waiter is told, soon."""
 
     def knows(self, exit: NodeId, host: str, port: int) -> bool:
         """Has it connected there before?"""
 
-    def connected(self, exit: NodeId, host: str, port: int) -> None:
+    def connected(self, choice: Choice, host: str, port: int) -> None:
         """It has."""
 
-    def failed(self, exit: NodeId, host: str, port: int) -> None:
+    def failed(self, choice: Choice, host: str, port: int, fault: Fault) -> None:
         """It has not."""
+
+    def replied(self, choice: Choice, trip: Trip) -> None:
+        """The first data came back."""
+
+    def unanswered(self, choice: Choice, trip: Trip, is_broken: bool) -> None:
+        """The connection ended without a reply; `is_broken`: by the site's side."""
+
+    def ended(self, choice: Choice, stream: Stream) -> None:
+        """The connection is over."""
+
+    def driver_of(self, choice: Choice) -> Driver:
+        """Who opens its stream: the mesh's driver, or the one that dials from here."""
 
 
 class Entry:
@@ -189,14 +212,16 @@ class EntryConnection(Pump):
     """One program's connection: first a handshake, then bytes; or a session of HTTP requests."""
 
     __slots__ = (
+        "_choice",
+        "_early",
         "_entry",
-        "_exit",
         "_handshake",
         "_http",
         "_is_answered",
         "_is_confirmed",
         "_is_refused",
         "_request",
+        "_trip",
     )
 
     def __init__(self, entry: Entry) -> None:
@@ -205,7 +230,9 @@ class EntryConnection(Pump):
         self._handshake: Handshake | HttpSession | None = None  # until the answer
         self._http: HttpSession | None = None  # while it has the socket
         self._request: Request | None = None
-        self._exit = NodeId(0)
+        self._choice: Choice | None = None
+        self._early: bytes | None = None  # not None: waiting for a choice, with what was sent
+        self._trip: Trip | None = None  # until its first round trip is over
         self._is_answered = False  # the program was told success
         self._is_confirmed = False  # the exit has told its result
         self._is_refused = False
@@ -241,7 +268,21 @@ class EntryConnection(Pump):
         if self._http is not None:
             self._http.lost()
             self._http = None
+        stream = self.stream
         super().connection_lost(exc)
+        if stream is not None:
+            self._leave(stream, False)
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Bytes of the program; when the last ones before the reply went is remembered."""
+        stream = self.stream
+        if stream is None:
+            self.received(SHARED[:nbytes])
+            return
+        if self._trip is not None:
+            self._trip.sent(monotonic())
+        if not self.driver.write(stream, SHARED[:nbytes]) and self.transport is not None:
+            self.transport.pause_reading()
 
     def received(self, chunk: memoryview) -> None:
         """Bytes of a handshake or of HTTP; what follows a refusal is thrown away."""
@@ -293,17 +334,40 @@ class EntryConnection(Pump):
         entry.unwatch(self)
         self._handshake = handshake
         self._request = request
-        _, host, port, user, _ = request
-        chosen = entry.chooser.choose(host, port, user)
-        if chosen is None:
-            self.refuse(handshake.answer(Fault.EXIT_DEAD))
+        choice = entry.chooser.choose(request.host, request.port, request.user, self)
+        if choice is not None:
+            self._open(choice, early)
+        else:
+            self._early = early
+            if self.transport is not None:
+                self.transport.pause_reading()
+
+    def chosen(self, choice: Choice) -> None:
+        """The exits were asked: on with the connection, if it is still there."""
+        early, self._early = self._early, None
+        transport = self.transport
+        if transport is None or transport.is_closing() or early is None or self._is_refused:
             return
-        self._exit = chosen
+        transport.resume_reading()
+        self._open(choice, early)
+
+    def _open(self, choice: Choice, early: bytes) -> None:
+        handshake, request, entry = self._handshake, self._request, self._entry
+        assert handshake is not None and request is not None
+        if choice.fault:
+            self.refuse(handshake.answer(choice.fault, choice.detail))
+            return
+        _, host, port, _, _ = request
+        self._choice = choice
+        chosen = choice.exit
+        self.driver = entry.chooser.driver_of(choice)
         try:
             stream = self.driver.open(chosen, host, port, self)
         except StreamFault as error:
+            self._tell_failed(error.fault)
             self.refuse(handshake.answer(error.fault))
             return
+        self._trip = Trip()
         self.attach(stream)
         optimistic = entry.optimistic
         if optimistic is True or (optimistic and entry.chooser.knows(chosen, host, port)):
@@ -315,11 +379,14 @@ class EntryConnection(Pump):
         """The session has read its last request."""
         self._http = None
 
-    def take_over(self, stream: Stream, request: Request, exit: NodeId, unconsumed: int) -> None:
+    def take_over(
+        self, driver: Driver, stream: Stream, request: Request, choice: Choice, unconsumed: int
+    ) -> None:
         """From HTTP to bytes both ways, on a stream that already works."""
         self._http = self._handshake = None
         self._request = request
-        self._exit = exit
+        self._choice = choice
+        self.driver = driver
         self._unconsumed += unconsumed
         self._is_answered = self._is_confirmed = True
         self.attach(stream)
@@ -364,7 +431,11 @@ class EntryConnection(Pump):
 
     def retire(self) -> None:
         """The entry closes: over if nothing is going on."""
-        if self.stream is None and (self._http is None or self._http.is_idle):
+        if (
+            self.stream is None
+            and self._early is None
+            and (self._http is None or self._http.is_idle)
+        ):
             self.abort()
 
     def expired(self) -> None:
@@ -394,6 +465,9 @@ class EntryConnection(Pump):
         """Bytes of the site; over several links they may come ahead of the exit's result."""
         if not self._is_confirmed:
             self._confirm()
+        if self._trip is not None and self._choice is not None:
+            self._entry.chooser.replied(self._choice, self._trip)
+            self._trip = None
         super().stream_data(chunk)
 
     def stream_finished(self) -> None:
@@ -405,6 +479,10 @@ class EntryConnection(Pump):
     def stream_reset(self, fault: Fault) -> None:
         """The stream is over; before the answer that is a refusal."""
         if self._is_confirmed:
+            if self.stream is not None:
+                self._leave(self.stream, fault is Fault.CONNECTION_LOST)
+            if fault is Fault.EXIT_DEAD:
+                self._tell_failed(fault)
             super().stream_reset(fault)
         else:
             self._fail(fault)
@@ -414,7 +492,10 @@ class EntryConnection(Pump):
         if self._is_confirmed or request is None:
             return
         self._is_confirmed = True
-        self._entry.chooser.connected(self._exit, request.host, request.port)
+        if self._trip is not None:
+            self._trip.opened(monotonic())
+        assert self._choice is not None
+        self._entry.chooser.connected(self._choice, request.host, request.port)
         if not self._is_answered:
             self._grant()
 
@@ -423,13 +504,27 @@ class EntryConnection(Pump):
         self.stream = None
         if request is not None and not self._is_confirmed:
             self._is_confirmed = True
-            self._entry.chooser.failed(self._exit, request.host, request.port)
+            self._tell_failed(fault)
         if handshake is None:
             self._is_refused = True
             self._entry.refused_count += 1
             self.abort()
         else:
             self.refuse(handshake.answer(fault))
+
+    def _tell_failed(self, fault: Fault) -> None:
+        if self._choice is not None and self._request is not None:
+            host, port = self._request.host, self._request.port
+            self._entry.chooser.failed(self._choice, host, port, fault)
+
+    def _leave(self, stream: Stream, is_broken: bool) -> None:
+        """The stream is over, or left behind: what is learned from that."""
+        choice, trip = self._choice, self._trip
+        self._trip = None
+        if choice is not None:
+            if trip is not None:
+                self._entry.chooser.unanswered(choice, trip, is_broken)
+            self._entry.chooser.ended(choice, stream)
 
     def _grant(self) -> None:
         handshake = self._handshake
@@ -447,6 +542,8 @@ class EntryConnection(Pump):
 
     def write_early(self, stream: Stream, early: bytes) -> None:
         """What the program sent of its data before the stream was attached."""
+        if self._trip is not None:
+            self._trip.sent(monotonic())
         if not self.driver.write(stream, early) and self.transport is not None:
             self.transport.pause_reading()
 

@@ -18,11 +18,13 @@ import logging
 import re
 import socket
 from collections import Counter
+from collections.abc import Callable
 from typing import Any, Final
 
 from uservpn.errors import Fault, StreamFault
 from uservpn.exits.policy import Policy
 from uservpn.runtime.driver import Driver
+from uservpn.runtime.kept import KeptConnections
 from uservpn.runtime.pump import Pump
 from uservpn.runtime.resolver import Resolver
 from uservpn.tunnel.stream import Stream
@@ -151,7 +153,9 @@ class Exit:
         resolver: Resolver,
         connect_timeout_s: float = CONNECT_LIMIT_S,
         streams_per_client: int = STREAMS_PER_CLIENT_MAX,
+        kept: KeptConnections | None = None,
     ) -> None:
+        """`kept` are connections that tests have made, for streams that come for them."""
         self.driver = driver
         self.open_counts: dict[int, int] = {}
         """Connections and dials per client."""
@@ -159,6 +163,7 @@ class Exit:
         self._resolver = resolver
         self._connect_timeout_s = connect_timeout_s
         self._streams_per_client = streams_per_client
+        self._kept = kept
         self._loop = driver.loop
         self._dials: dict[Dial, None] = {}  # in the order of their deadlines
         self._timer: asyncio.TimerHandle | None = None
@@ -184,6 +189,10 @@ class Exit:
         dial = Dial(self, stream, host, port, deadline)
         stream.owner = dial
         self._dials[dial] = None
+        transport = self._kept.take(peer, host, port) if self._kept is not None else None
+        if transport is not None:
+            self._adopt(dial, transport)
+            return
         dial.task = self._loop.create_task(self._run(dial, may is None))
         if self._timer is None:
             self._timer = self._loop.call_later(self._connect_timeout_s, self._expire)
@@ -221,7 +230,8 @@ class Exit:
     async def _run(self, dial: Dial, is_name: bool) -> None:
         try:
             if is_name:
-                await self._dial_name(dial)
+                addresses = await self._resolver.resolve(dial.host)
+                await self.connect(dial.connection, addresses, dial.port)
             else:  # both kinds of loop set TCP_NODELAY by themselves
                 await self._loop.create_connection(dial.connection, dial.host, dial.port)
             return
@@ -234,27 +244,47 @@ class Exit:
             fault = Fault.FAILED
         self._fail(dial, fault)
 
-    async def _dial_name(self, dial: Dial) -> None:
-        addresses = await self._resolver.resolve(dial.host)
+    async def resolve(self, host: str) -> list[str]:
+        """Numeric addresses; of one, itself. Raises StreamFault."""
+        return (
+            [host] if self._policy.verdict(host) is not None else await self._resolver.resolve(host)
+        )
+
+    async def connect(
+        self, factory: Callable[[], asyncio.BaseProtocol], addresses: list[str], port: int
+    ) -> None:
+        """A connection to whichever of the addresses answers first, within the policy.
+
+        Raises:
+            StreamFault: the policy refuses all of them.
+            OSError: none could be connected to.
+        """
         check = self._policy.check
-        allowed = [address for address in addresses if check(address, dial.port)][:ADDRESSES_MAX]
+        allowed = [address for address in addresses if check(address, port)][:ADDRESSES_MAX]
         if not allowed:
             raise StreamFault(Fault.NOT_ALLOWED, "the exit's policy refuses the address")
         if len(allowed) == 1:
-            await self._loop.create_connection(dial.connection, allowed[0], dial.port)
+            await self._loop.create_connection(factory, allowed[0], port)
             return
         import aiohappyeyeballs
 
         sock = await aiohappyeyeballs.start_connection(
-            [_address_info(address, dial.port) for address in allowed],
+            [_address_info(address, port) for address in allowed],
             happy_eyeballs_delay=NEXT_ADDRESS_S,
             loop=self._loop,
         )
         try:
-            await self._loop.create_connection(dial.connection, sock=sock)
+            await self._loop.create_connection(factory, sock=sock)
         except BaseException:
             sock.close()
             raise
+
+    def _adopt(self, dial: Dial, transport: asyncio.Transport) -> None:
+        """The connection that a test made is this dial's."""
+        connection = dial.connection()
+        transport.set_protocol(connection)
+        connection.connection_made(transport)
+        transport.resume_reading()
 
     def connected(self, dial: Dial, connection: ExitConnection) -> bool:
         """The socket stands: what was kept goes first. False: nobody wants it any more."""

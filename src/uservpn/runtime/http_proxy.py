@@ -21,7 +21,10 @@ from typing import TYPE_CHECKING, Final
 
 import h11
 
+from uservpn.chooser.cases import Choice
+from uservpn.chooser.measure import Trip
 from uservpn.errors import Fault, StreamFault
+from uservpn.runtime.clock import monotonic
 from uservpn.socks.handshake import Kind, Request
 from uservpn.socks.http_head import (
     ESTABLISHED,
@@ -37,7 +40,7 @@ from uservpn.socks.http_head import (
     upgrade_headers,
 )
 from uservpn.tunnel.stream import Stream
-from uservpn.types import Buffer, NodeId
+from uservpn.types import Buffer
 
 if TYPE_CHECKING:
     from uservpn.runtime.entry import EntryConnection
@@ -51,7 +54,8 @@ class Origin:
     """The stream to one site, and the HTTP spoken on it; owned by its session."""
 
     __slots__ = (
-        "exit",
+        "choice",
+        "driver",
         "has_answered",
         "host",
         "http",
@@ -60,13 +64,15 @@ class Origin:
         "port",
         "session",
         "stream",
+        "trip",
         "unconsumed",
     )
 
-    def __init__(self, session: HttpSession, exit: NodeId, host: str, port: int) -> None:
+    def __init__(self, session: HttpSession, choice: Choice, host: str, port: int) -> None:
         """Opens the stream. Raises StreamFault."""
         self.session = session
-        self.exit = exit
+        self.choice = choice
+        self.driver = session.connection.entry.chooser.driver_of(choice)
         self.host = host
         self.port = port
         self.http = h11.Connection(h11.CLIENT, max_incomplete_event_size=HEAD_MAX)
@@ -77,7 +83,9 @@ class Origin:
         """Something of the present answer has come."""
         self.unconsumed = 0
         """Bytes that the program has not taken yet."""
-        self.stream: Stream = session.connection.driver.open(exit, host, port, self)
+        self.trip: Trip | None = Trip()
+        """Until its first round trip is over."""
+        self.stream: Stream = self.driver.open(choice.exit, host, port, self)
 
     @property
     def target(self) -> str:
@@ -95,6 +103,9 @@ class Origin:
         """Bytes of the site."""
         if len(chunk):
             self._confirm()
+            if self.trip is not None:
+                self.session.connection.entry.chooser.replied(self.choice, self.trip)
+                self.trip = None
             self.session.origin_data(self, chunk)
 
     def stream_room(self) -> None:
@@ -113,8 +124,29 @@ class Origin:
     def _confirm(self) -> None:
         if not self.is_confirmed:
             self.is_confirmed = True
+            if self.trip is not None:
+                self.trip.opened(monotonic())
             chooser = self.session.connection.entry.chooser
-            chooser.connected(self.exit, self.host, self.port)
+            chooser.connected(self.choice, self.host, self.port)
+
+    def write(self, data: bytes) -> bool:
+        """Bytes for the site; False: it takes no more for now."""
+        if self.trip is not None:
+            self.trip.sent(monotonic())
+        return self.driver.write(self.stream, data)
+
+    def leave(self, fault: Fault) -> None:
+        """Nobody waits for it any more; `fault`: the site's side ended it."""
+        stream = self.stream
+        stream.owner = None
+        if not stream.is_over:
+            self.driver.reset(stream, Fault.CANCELLED)
+        chooser = self.session.connection.entry.chooser
+        if fault and (not self.is_confirmed or fault is Fault.EXIT_DEAD):
+            chooser.failed(self.choice, self.host, self.port, fault)
+        elif self.trip is not None:
+            chooser.unanswered(self.choice, self.trip, fault is Fault.CONNECTION_LOST)
+        chooser.ended(self.choice, stream)
 
 
 class HttpSession:
@@ -125,6 +157,7 @@ class HttpSession:
     """
 
     __slots__ = (
+        "_asked",
         "_body_waits",
         "_is_over",
         "_method",
@@ -145,6 +178,7 @@ class HttpSession:
         self._target = ("", 0)
         self._method = b""
         self._repeat: h11.Request | None = None  # what a second try would send
+        self._asked: h11.Request | None = None  # what waits until its exit is chosen
         self._body_waits = False  # the site does not take the body
         self._next_waits = False  # more requests than the present one were sent
         self._is_over = False
@@ -174,20 +208,20 @@ class HttpSession:
         origin = self._origin
         if origin is not None and origin.unconsumed:
             size, origin.unconsumed = origin.unconsumed, 0
-            self.connection.driver.consumed(origin.stream, size)
+            origin.driver.consumed(origin.stream, size)
 
     def lost(self) -> None:
         """The program is gone."""
         self._is_over = True
         self._drop_origin()
 
-    def answer(self, fault: Fault) -> bytes:
+    def answer(self, fault: Fault, detail: str = "") -> bytes:
         """The answer to CONNECT."""
-        return fault_answer(fault, *self._target, b"CONNECT") if fault else ESTABLISHED
+        return fault_answer(fault, *self._target, b"CONNECT", detail) if fault else ESTABLISHED
 
     def _read_program(self) -> None:
         program = self._program
-        while not self._is_over:
+        while not self._is_over and self._asked is None:
             try:
                 event = program.next_event()
             except h11.RemoteProtocolError as error:
@@ -226,7 +260,7 @@ class HttpSession:
         """Reads from the program as far as there is somebody to take it."""
         transport = self.connection.transport
         if transport is not None and not transport.is_closing():
-            if self._body_waits or self._next_waits:
+            if self._body_waits or self._next_waits or self._asked is not None:
                 transport.pause_reading()
             else:
                 transport.resume_reading()
@@ -264,31 +298,49 @@ class HttpSession:
         headers = request_headers(event.headers.raw_items(), target.authority)
         request = h11.Request(method=event.method, target=target.path, headers=headers)
         self._target = (target.host, target.port)
-        chosen = self.connection.entry.chooser.choose(target.host, target.port, user)
-        if chosen is None:
-            self._tell(Fault.EXIT_DEAD)
+        chooser = self.connection.entry.chooser
+        choice = chooser.choose(target.host, target.port, user, self)
+        if choice is not None:
+            self._send_to(choice, request)
+        else:
+            self._asked = request
+            self._regulate()
+
+    def chosen(self, choice: Choice) -> None:
+        """The exits were asked: on with the request, if somebody still waits for its answer."""
+        request, self._asked = self._asked, None
+        if self._is_over or request is None:
             return
-        is_repeatable = event.method in _REPEATABLE
+        self._send_to(choice, request)
+        self._regulate()
+        self._read_program()
+
+    def _send_to(self, choice: Choice, request: h11.Request) -> None:
+        if choice.fault:
+            self._tell(choice.fault, choice.detail)
+            return
+        is_repeatable = request.method in _REPEATABLE
         self._repeat = request if is_repeatable else None
         origin = self._origin
         if (
             origin is not None
             and is_repeatable
-            and (origin.exit, origin.host, origin.port) == (chosen, *self._target)
+            and (origin.choice.exit, origin.host, origin.port) == (choice.exit, *self._target)
         ):
             origin.is_used = True
             origin.has_answered = False
             self._send_origin(request)
         else:
-            self._open(chosen, request)
+            self._open(choice, request)
 
-    def _open(self, exit: NodeId, request: h11.Request) -> bool:
+    def _open(self, choice: Choice, request: h11.Request) -> bool:
         """A new stream, and the head of `request` on it; False: the program was told why not."""
         self._drop_origin()
         self._body_waits = False
         try:
-            self._origin = Origin(self, exit, *self._target)
+            self._origin = Origin(self, choice, *self._target)
         except StreamFault as error:
+            self.connection.entry.chooser.failed(choice, *self._target, error.fault)
             self._tell(error.fault)
             return False
         self._send_origin(request)
@@ -303,7 +355,7 @@ class HttpSession:
         except h11.LocalProtocolError as error:
             self._refuse(400, f"the request makes no sense: {error}")
             return
-        if data and not self.connection.driver.write(origin.stream, data):
+        if data and not origin.write(data):
             self._body_waits = True
             self._regulate()
 
@@ -333,7 +385,7 @@ class HttpSession:
             if connection.is_full:
                 origin.unconsumed += size
             else:
-                connection.driver.consumed(origin.stream, size)
+                origin.driver.consumed(origin.stream, size)
 
     def origin_ended(self, origin: Origin) -> None:
         """The site sends no more: the end of an answer, or of a stream that waited for work."""
@@ -351,21 +403,16 @@ class HttpSession:
         """There is no answer, or no more of it."""
         if origin is not self._origin or self._is_over:
             return
-        connection = self.connection
         repeat = self._repeat
         self._origin = None
-        origin.stream.owner = None
-        if not origin.is_confirmed:
-            connection.entry.chooser.failed(origin.exit, origin.host, origin.port)
+        origin.leave(fault)
         if self.is_idle:
-            connection.driver.reset(origin.stream, Fault.CANCELLED)
-        elif origin.is_used and not origin.has_answered and repeat is not None:
-            connection.driver.reset(origin.stream, Fault.CANCELLED)
-            is_open = self._open(origin.exit, repeat)
+            return
+        if origin.is_used and not origin.has_answered and repeat is not None:
+            is_open = self._open(origin.choice, repeat)
             if is_open and self._program.their_state is not h11.SEND_BODY:
                 self._send_origin(h11.EndOfMessage())
         else:
-            connection.driver.reset(origin.stream, Fault.CANCELLED)
             self._tell(fault)
 
     def _read_origin(self, origin: Origin) -> None:
@@ -415,7 +462,9 @@ class HttpSession:
         self._body_waits = self._next_waits = False
         connection = self.connection
         request = Request(Kind.NAME, origin.host, origin.port, "", 0)
-        connection.take_over(origin.stream, request, origin.exit, origin.unconsumed)
+        connection.take_over(
+            origin.driver, origin.stream, request, origin.choice, origin.unconsumed
+        )
         if connection.transport is not None and answer:
             connection.transport.write(answer)
         self._regulate()
@@ -461,10 +510,10 @@ class HttpSession:
         else:
             self._break()
 
-    def _tell(self, fault: Fault) -> None:
+    def _tell(self, fault: Fault, detail: str = "") -> None:
         """No answer from the site: says why, or breaks off where an answer has begun."""
         if self._program.our_state is h11.SEND_RESPONSE:
-            self._last(fault_answer(fault, *self._target, self._method))
+            self._last(fault_answer(fault, *self._target, self._method, detail))
         else:
             self._break()
 
@@ -490,6 +539,4 @@ class HttpSession:
         origin = self._origin
         if origin is not None:
             self._origin = None
-            origin.stream.owner = None
-            if not origin.stream.is_over:
-                self.connection.driver.reset(origin.stream, Fault.CANCELLED)
+            origin.leave(Fault.NONE)

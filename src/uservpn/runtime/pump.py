@@ -25,7 +25,8 @@ READ_SIZE: Final = 255 * KIB
 WRITE_HIGH: Final = 256 * KIB
 WRITE_LOW: Final = 64 * KIB
 _ABORT_ON_CLOSE: Final = struct.pack("ii", 1, 0)
-_SHARED: Final = memoryview(bytearray(READ_SIZE))
+SHARED: Final = memoryview(bytearray(READ_SIZE))
+"""What is read goes here, and is dealt with before anybody else reads."""
 
 
 class Pump(asyncio.BufferedProtocol):
@@ -58,15 +59,15 @@ class Pump(asyncio.BufferedProtocol):
         stream.set_write_buffer_limits(WRITE_HIGH, WRITE_LOW)
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        """The shared buffer: what is read is dealt with before anybody else reads."""
-        return _SHARED
+        """The shared buffer."""
+        return SHARED
 
     def buffer_updated(self, nbytes: int) -> None:
         """Bytes of the program or site."""
         stream = self.stream
         if stream is None:
-            self.received(_SHARED[:nbytes])
-        elif not self.driver.write(stream, _SHARED[:nbytes]) and self.transport is not None:
+            self.received(SHARED[:nbytes])
+        elif not self.driver.write(stream, SHARED[:nbytes]) and self.transport is not None:
             self.transport.pause_reading()
 
     def received(self, chunk: memoryview) -> None:

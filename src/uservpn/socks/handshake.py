@@ -17,6 +17,7 @@ from __future__ import annotations
 import enum
 import hmac
 import ipaddress
+import re
 from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
@@ -27,6 +28,7 @@ VERSIONS: Final = (4, 5)
 FIELD_MAX: Final = 255
 """Bytes of a host or user name. SOCKS5 cannot say more, SOCKS4 must not."""
 
+_OPTIONS: Final = re.compile(r"[,+]")
 _CONNECT: Final = 1
 _NO_LOGIN: Final = 0
 _LOGIN: Final = 2
@@ -126,8 +128,8 @@ class Handshake:
                 self.rest = data
         return replies
 
-    def answer(self, fault: Fault) -> bytes:
-        """The final reply: granted, or the reason why not."""
+    def answer(self, fault: Fault, detail: str = "") -> bytes:
+        """The final reply: granted, or the reason why not (there is no room for `detail`)."""
         request = self.request
         if request is not None and request.version == 4:
             return _REFUSED_4 if fault else _GRANTED_4
@@ -268,9 +270,14 @@ def host_name(raw: bytes) -> str | None:
 
 
 def is_user(users: Mapping[str, str], name: str, password: bytes) -> bool:
-    """May this user in? Compared in constant time; everybody may where there are no users."""
+    """May this user in? Compared in constant time; everybody may where there are no users.
+
+    Options may follow the name, behind a comma or a plus sign (`ann,exit=3`).
+    """
     if not users:
         return True
+    if name not in users:
+        name = _OPTIONS.split(name, 1)[0]
     expected = users.get(name)
     same = hmac.compare_digest(("" if expected is None else expected).encode(), password)
     return same and expected is not None

@@ -124,9 +124,10 @@ def login(headers: Iterable[tuple[bytes, bytes]], users: Mapping[str, str]) -> s
     return name if is_user(users, name, password) else None
 
 
-def fault_answer(fault: Fault, host: str, port: int, method: bytes) -> bytes:
-    """What a program hears when its target could not be reached."""
+def fault_answer(fault: Fault, host: str, port: int, method: bytes, detail: str = "") -> bytes:
+    """What a program hears when its target could not be reached; `detail` says more."""
     code, text = _ANSWERS.get(fault, (502, "the connection failed"))
+    text = detail or text
     shown = f"[{host}]" if ":" in host else host
     return error_answer(code, f"{shown}:{port}: {text}", method)
 

@@ -1,0 +1,284 @@
+"""How long a site takes to answer through an exit: samples in, a robust mean out.
+
+A sample is a *first round trip* in ms: from the last data that a program sent before the first reply to
+that reply (R44), as the client saw it. Data that was sent ahead of the exit's result waited there while
+the exit connected; it counts from when the result left the exit, so that every sample is the way to the
+exit and on to the site, once there and back. A test of an exit (flight time and connect time) is the
+same way without the site's own thinking, and is kept apart from the real ones.
+
+    Trip        one connection: when did what go out, what came back, when
+    Series      the last 16 samples of one (site, exit): mean, weight, age
+    Knowledge   all series, bounded; what is expected of an exit, like with like
+
+**The mean** is an interquartile mean (a 25 % trimmed mean, Tukey 1962) over samples weighted by age,
+half as much every three days: a quarter of the weight may lie anywhere without moving it far. It says
+nothing until it has three samples; a single value never decides. A reply that never came is a sample
+of ten seconds, so an exit that is near and carries nothing becomes a slow one.
+
+**Like with like**: real averages are compared with real ones. Where an exit has only tests, what the
+site itself takes (the real average less the test's, at exits that have both) is added.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import OrderedDict
+from typing import Final
+
+from uservpn.types import NodeId
+
+SAMPLES_MAX: Final = 16
+"""Samples kept of one series; the oldest goes."""
+SAMPLES_MIN: Final = 3
+"""Below this a mean does not decide."""
+HALF_LIFE_S: Final = 3 * 86_400.0
+FORGET_S: Final = 21 * 86_400.0
+"""Older samples (weight below 1 %) count as none."""
+NEVER_MS: Final = 10_000.0
+"""What a reply that never came counts as, at least."""
+PATIENCE_S: Final = 2.0
+"""A program that leaves sooner than this (or four expected round trips) has proved nothing."""
+SITES_MAX: Final = 4096
+EXITS_PER_SITE_MAX: Final = 32
+
+
+class Trip:
+    """The first round trip of one connection. Times are monotonic seconds."""
+
+    __slots__ = ("_opened_at", "_sent_at", "is_over")
+
+    def __init__(self) -> None:
+        self._sent_at = 0.0
+        self._opened_at = 0.0
+        self.is_over = False
+        """Nothing more to learn: tell it nothing more."""
+
+    def sent(self, now: float) -> None:
+        """The program sent data."""
+        self._sent_at = now
+
+    def opened(self, now: float) -> None:
+        """The exit's result came: it is connected."""
+        self._opened_at = now
+
+    def replied(self, now: float, flight_s: float) -> float | None:
+        """The first data came: the round trip in ms. None: nothing had been sent before it."""
+        self.is_over = True
+        return self._since(now, flight_s) * 1000 if self._sent_at else None
+
+    def ended(self, now: float, flight_s: float, expected_ms: float | None) -> float | None:
+        """The connection ended without a reply: what that counts as, in ms, or None: as nothing."""
+        self.is_over = True
+        if not self._sent_at:
+            return None
+        waited_s = self._since(now, flight_s)
+        patience_s = max(PATIENCE_S, 4 * (expected_ms or 0.0) / 1000)
+        return max(NEVER_MS, waited_s * 1000) if waited_s >= patience_s else None
+
+    def broken(self, now: float, flight_s: float) -> float | None:
+        """The site's side broke off without a reply."""
+        self.is_over = True
+        return max(NEVER_MS, self._since(now, flight_s) * 1000) if self._sent_at else None
+
+    def _since(self, now: float, flight_s: float) -> float:
+        left_at = self._sent_at
+        if self._opened_at - flight_s > left_at:
+            left_at = min(self._opened_at - flight_s, now)
+        return max(0.0, now - left_at)
+
+
+class Series:
+    """The newest samples of one kind. `now` and stamps are Unix time."""
+
+    __slots__ = ("_flat",)
+
+    def __init__(self, flat: bytes = b"") -> None:
+        """Raises ValueError: `flat` is not from `dump`."""
+        if len(flat) % 16 or len(flat) > 16 * SAMPLES_MAX:
+            raise ValueError("these are not the samples of a series")
+        self._flat = array("d")  # stamp, ms, stamp, ms...: a tenth of the memory of tuples
+        self._flat.frombytes(flat)
+
+    def add(self, ms: float, now: float) -> None:
+        """One more sample."""
+        flat = self._flat
+        if len(flat) >= 2 * SAMPLES_MAX:
+            del flat[:2]
+        flat.append(now)
+        flat.append(ms)
+
+    def count(self, now: float) -> int:
+        """Samples that are not too old."""
+        return sum(1 for at in self._flat[::2] if at > now - FORGET_S)
+
+    def newest(self) -> float | None:
+        """When the last one was taken."""
+        return max(self._flat[::2], default=None)
+
+    def mean(self, now: float) -> float | None:
+        """The interquartile mean, weighted by age; None: there is nothing to go by."""
+        flat = self._flat
+        pairs = [
+            (flat[i + 1], 0.5 ** (max(0.0, now - flat[i]) / HALF_LIFE_S))
+            for i in range(0, len(flat), 2)
+            if flat[i] > now - FORGET_S
+        ]
+        return _interquartile_mean(pairs) if pairs else None
+
+    def dump(self) -> bytes:
+        """For the disk."""
+        return self._flat.tobytes()
+
+
+def _interquartile_mean(pairs: list[tuple[float, float]]) -> float:
+    """Of (value, weight)s: the mean of the middle half of the weight."""
+    pairs.sort()
+    total = sum(weight for _, weight in pairs)
+    low, high = total / 4, total * 3 / 4
+    at = sum_ = 0.0
+    for value, weight in pairs:
+        inside = min(at + weight, high) - max(at, low)
+        if inside > 0:
+            sum_ += value * inside
+        at += weight
+    return sum_ / (high - low)
+
+
+class Pair:
+    """All that is known of one (site, exit)."""
+
+    __slots__ = ("bytes_in", "bytes_out", "connections", "real", "tests")
+
+    def __init__(self) -> None:
+        self.real = Series()
+        self.tests = Series()
+        self.connections = 0
+        self.bytes_in = 0
+        """From the site."""
+        self.bytes_out = 0
+
+
+class Knowledge:
+    """What is known of sites at exits; the site unused for longest goes when there are too many."""
+
+    def __init__(self, sites_max: int = SITES_MAX) -> None:
+        self._sites_max = sites_max
+        self._sites: OrderedDict[str, dict[NodeId, Pair]] = OrderedDict()
+        self._exits: dict[NodeId, Series] = {}
+        self.changed: set[tuple[str, NodeId]] = set()
+        """Pairs that changed since the owner last emptied this; never more than there are pairs."""
+
+    # --- what happens ----------------------------------------------------------------------------
+
+    def replied(self, site: str, exit: NodeId, ms: float, now: float) -> None:
+        """One real first round trip."""
+        self.touch(site, exit).real.add(ms, now)
+        self._of_exit(exit).add(ms, now)
+
+    def tested(self, site: str, exit: NodeId, ms: float, now: float) -> None:
+        """One test: flight and connect time."""
+        self.touch(site, exit).tests.add(ms, now)
+        if ms >= NEVER_MS:
+            self._of_exit(exit).add(ms, now)
+
+    def moved(self, site: str, exit: NodeId, bytes_in: int, bytes_out: int) -> None:
+        """A connection ended: what it carried."""
+        pair = self.touch(site, exit)
+        pair.connections += 1
+        pair.bytes_in += bytes_in
+        pair.bytes_out += bytes_out
+
+    def touch(self, site: str, exit: NodeId) -> Pair:
+        """The pair, made where it is new; it is marked as changed."""
+        pairs = self._sites.get(site)
+        if pairs is None:
+            pairs = self._sites[site] = {}
+            if len(self._sites) > self._sites_max:
+                self.forget(next(iter(self._sites)))
+        else:
+            self._sites.move_to_end(site)
+        pair = pairs.get(exit)
+        if pair is None:
+            if len(pairs) >= EXITS_PER_SITE_MAX:
+                gone = min(pairs, key=lambda node: _newest(pairs[node]))
+                del pairs[gone]
+                self.changed.add((site, gone))
+            pair = pairs[exit] = Pair()
+        self.changed.add((site, exit))
+        return pair
+
+    def forget(self, site: str) -> bool:
+        """Nothing is known of this site any more; False: nothing was."""
+        pairs = self._sites.pop(site, None)
+        for exit in pairs or ():
+            self.changed.add((site, exit))
+        return pairs is not None
+
+    def _of_exit(self, exit: NodeId) -> Series:
+        series = self._exits.get(exit)
+        if series is None:
+            series = self._exits[exit] = Series()  # at most 254: node numbers
+        return series
+
+    # --- questions -------------------------------------------------------------------------------
+
+    @property
+    def sites(self) -> list[str]:
+        """Every site something is known of, the one used last at the end."""
+        return list(self._sites)
+
+    def pairs(self, site: str) -> dict[NodeId, Pair]:
+        """What is known of a site; not to be changed."""
+        return self._sites.get(site, {})
+
+    def exit_mean(self, exit: NodeId, now: float) -> float | None:
+        """The mean over all sites of the newest first round trips at an exit."""
+        series = self._exits.get(exit)
+        if series is None or series.count(now) < SAMPLES_MIN:
+            return None
+        return series.mean(now)
+
+    def expected(self, site: str, now: float) -> dict[NodeId, float]:
+        """The first round trip in ms to expect at each exit something is known of."""
+        pairs = self._sites.get(site)
+        if not pairs:
+            return {}
+        tests = {exit: pair.tests.mean(now) for exit, pair in pairs.items()}
+        real = {
+            exit: pair.real.mean(now) if pair.real.count(now) >= SAMPLES_MIN else None
+            for exit, pair in pairs.items()
+        }
+        own = _site_takes(real, tests)
+        found: dict[NodeId, float] = {}
+        for exit in pairs:
+            mean, test = real[exit], tests[exit]
+            if mean is not None:
+                found[exit] = mean
+            elif test is not None:
+                found[exit] = test + own
+        return found
+
+    def samples(self, site: str, exit: NodeId, now: float) -> int:
+        """Samples, real ones and tests, that are not too old."""
+        pair = self.pairs(site).get(exit)
+        return pair.real.count(now) + pair.tests.count(now) if pair else 0
+
+    def newest(self, site: str, exit: NodeId) -> float | None:
+        """When this pair was last measured."""
+        pair = self.pairs(site).get(exit)
+        at = _newest(pair) if pair else 0.0
+        return at or None
+
+
+def _site_takes(real: dict[NodeId, float | None], tests: dict[NodeId, float | None]) -> float:
+    """The site's own time, from exits that have both averages: the least, which no detour is in."""
+    both = [
+        mean - test
+        for exit, mean in real.items()
+        if mean is not None and (test := tests[exit]) is not None and mean < NEVER_MS > test
+    ]
+    return max(0.0, min(both, default=0.0))
+
+
+def _newest(pair: Pair) -> float:
+    return max(pair.real.newest() or 0.0, pair.tests.newest() or 0.0)
