@@ -17,6 +17,7 @@ from uservpn.node.options import (
     MessageResult,
     NodeOptions,
     PeerNews,
+    Pong,
 )
 from uservpn.tunnel.events import Data, Finished, Offered, Opened, Reset, Room
 from uservpn.wire.header import HeaderCodec
@@ -53,6 +54,7 @@ class Member:
         self.news: list[str] = []
         self.messages: list[tuple[int, str, bytes]] = []
         self.results: dict[int, bool] = {}
+        self.pongs: list[Pong] = []
         self.pending: dict[int, bytes] = {}
         self.consume = True
 
@@ -81,6 +83,8 @@ class Member:
                 self.news.append(text)
             case Message(peer, topic, payload):
                 self.messages.append((peer, topic, payload))
+            case Pong():
+                self.pongs.append(event)
             case MessageResult(token, delivered):
                 assert token not in self.results, "one message, one result"
                 self.results[token] = delivered
@@ -124,6 +128,8 @@ class World:
         self.loss = loss
         self.dup = dup
         self.reorder = reorder
+        self.delays: dict[tuple[int, int], float] = {}
+        """One way, seconds, where it is not `delay`."""
         self.members: dict[int, Member] = {}
         self.links: dict[int, tuple[Member, Member]] = {}
         self.refusing: set[int] = set()
@@ -221,10 +227,13 @@ class World:
             return
         if self.black_hole or self.rng.random() < self.loss:
             return
+        pair = self.links.get(link)
+        ends = (pair[0].id, pair[1].id) if pair else (0, 0)
+        delay = self.delays.get(ends, self.delay)
         copies = 2 if self.rng.random() < self.dup else 1
         for _ in range(copies):
             late = self.rng.random() * 0.1 if self.rng.random() < self.reorder else 0.0
-            self.at(self.now + self.delay + late, lambda: self.arrive(link, head, body))
+            self.at(self.now + delay + late, lambda: self.arrive(link, head, body))
 
     def arrive(self, link: int, head: bytes, body: bytes) -> None:
         pair = self.links.get(link)

@@ -103,6 +103,8 @@ class LinkState:
     """How much before its time the next KEEPALIVE goes, so that a mesh's do not fall together."""
     check_s: float = 0.0
     """While streams wait on a silent link: how much silence until it is probed; doubles."""
+    in_s: float | None = None
+    """Smoothed flight time of what comes over it, from the stamps (mesh/flight.py)."""
     rtt_s: float | None = None
     """Smoothed round trip of this link (RFC 6298, alpha 1/8)."""
     relayed: bool = False

@@ -26,7 +26,7 @@ class Admitted(NamedTuple):
     """A message that was held and may act now."""
 
     link: LinkId
-    kind: int
+    header: Header
     payload: bytes
 
 
@@ -71,7 +71,7 @@ class Admission:
         peer.held = []
         peer.challenge = b""
         return [
-            Admitted(link, header.kind, first)
+            Admitted(link, header, first)
             for header, first, link in held
             if header.boot == peer.session.peer_boot and peer.session.accept_first(header)
         ]

@@ -8,6 +8,7 @@ what a new boot ends, what a lost link means. The parts share one `Table` of pee
     Relaying    ways over other nodes, and what passes over this one
     Sizing      how large the messages of datagram links may be
     Mailing     out-of-band messages
+    Flights     flight times and the clocks of others
     Sender      what leaves now, and over which link
 
 Sans-I/O: `now` is monotonic seconds, `wall_s` is added to get the wall clock.
@@ -24,6 +25,7 @@ from typing import Final
 from uservpn.errors import Fault, PeerFault, StreamFault
 from uservpn.mesh.contact import Dead, Dial, GiveUp, LinkState, Probe
 from uservpn.node.admission import CHALLENGE_SIZE, Admission
+from uservpn.node.flights import Flights
 from uservpn.node.mailing import Mailing
 from uservpn.node.members import Members
 from uservpn.node.options import CloseWanted, DialWanted, NodeEvent, NodeOptions
@@ -68,6 +70,7 @@ class Node:
         self._admission = Admission(self.table, now)
         self._sizing = Sizing(self.table)
         self._mailing = Mailing(self.table)
+        self.flights = Flights(self.table)
         self._sender = Sender(self.table, self.relaying, self._sizing)
         self._dues: dict[int, float] = {}
         self._soonest: float | None = None
@@ -125,6 +128,14 @@ class Node:
         other.contact.want(now)
         self._seek_soon(other, now)
         return token
+
+    def ping(self, peer: NodeId, now: float) -> bytes | None:
+        """Probes the link in use to `peer`: a `Pong` with this token follows its answer, if one comes.
+
+        None: there is no link (a message makes one).
+        """
+        known = self.peers.get(peer)
+        return None if known is None else self.flights.ping(known, now)
 
     def can_reach(self, node: NodeId, now: float) -> bool:
         """Is there a link, an endpoint to dial, or a relay that is linked with it?"""
@@ -282,7 +293,7 @@ class Node:
                 return
         if session.peer_boot != boot:
             self._new_boot(peer, boot)
-        self._act(peer, link, header.kind, payload, now)
+        self._act(peer, link, header, payload, now)
         entry = self.links.get(link)
         if boot and boot != session.peer_boot and entry is not None and entry.peer is peer:
             self.table.probe(peer, link, now)  # what was measured and asked was the old one
@@ -430,8 +441,9 @@ class Node:
             peer.tunnel = self.table.new_tunnel(peer.id)
             peer.tunnel.rtt_s = rtt_s
             peer.mail.peer_restarted()
+            self.flights.restarted(peer)
 
-    def _act(self, peer: Peer, link: LinkId, kind: int, payload: bytes, now: float) -> None:
+    def _act(self, peer: Peer, link: LinkId, header: Header, payload: bytes, now: float) -> None:
         """A message that is genuine, fresh and for us."""
         peer.is_greeted = True
         entry = self.links.get(link)
@@ -449,11 +461,13 @@ class Node:
         peer.contact.heard(entry.state, now)
         if not peer.is_neighbour and not entry.hops:
             self._neighbour_up(peer, now)
-        if kind not in (Kind.DATA, Kind.SINK):
-            self._act_single(peer, link, entry, kind, payload, now)
+        if now >= peer.sample_at:
+            self.flights.heard(peer, link, entry, header, now)
+        if header.kind not in (Kind.DATA, Kind.SINK):
+            self._act_single(peer, link, entry, header, payload, now)
             return
         try:
-            peer.tunnel.receive(kind, payload, now)
+            peer.tunnel.receive(header.kind, payload, now)
         except PeerFault as fault:
             self.counters.peer_faults += 1
             self._end_streams(peer, f"node {peer.id} broke the protocol: {fault}")
@@ -478,19 +492,20 @@ class Node:
             self._neighbour_up(peer, now)
 
     def _act_single(
-        self, peer: Peer, link: LinkId, entry: LinkEntry, kind: int, payload: bytes, now: float
+        self, peer: Peer, link: LinkId, entry: LinkEntry, header: Header, payload: bytes, now: float
     ) -> None:
         """Everything that is not the tunnel's."""
-        outbox = peer.outbox
+        kind, outbox = header.kind, peer.outbox
         if kind == Kind.KEEPALIVE:
             self.directory.heard(peer.id, now)
         elif kind == Kind.GOSSIP:
             if self.members.hear(peer, link, payload, now):
                 self._seek_ways(now)
         elif kind == Kind.PROBE:
-            outbox.append((link, Kind.ANSWER, payload[:8] + self.table.padding(), 0))
+            answer = self.flights.answer(header, payload, now) + self.table.padding()
+            outbox.append((link, Kind.ANSWER, answer, 0))
         elif kind == Kind.ANSWER:
-            self._act_answer(peer, link, entry, payload, now)
+            self._act_answer(peer, link, entry, header, payload, now)
         elif kind in (Kind.MESSAGE, Kind.CONFIRM):
             self._act_mail(peer, link, kind, payload)
         elif kind == Kind.UNREACHABLE:
@@ -498,9 +513,11 @@ class Node:
         elif kind == Kind.CHALLENGE:
             if peer.session.first_boot == peer.session.peer_boot:
                 outbox.append((link, Kind.ECHO, payload[:CHALLENGE_SIZE], 0))
+                peer.probes.clear()  # held over there: their answers would tell too long a flight
+                self.table.probe(peer, link, now)
         elif kind == Kind.ECHO:
             for held in self._admission.release(peer, payload):
-                self._act(peer, held.link, held.kind, held.payload, now)
+                self._act(peer, held.link, held.header, held.payload, now)
         elif kind == Kind.GOODBYE:
             self._end_streams(peer, f"node {peer.id} stops")
             self.table.events.append(CloseWanted(link))
@@ -519,7 +536,7 @@ class Node:
             self.table.events.append(CloseWanted(link))
 
     def _act_answer(
-        self, peer: Peer, link: LinkId, entry: LinkEntry, payload: bytes, now: float
+        self, peer: Peer, link: LinkId, entry: LinkEntry, header: Header, payload: bytes, now: float
     ) -> None:
         """How long one round trip over this link took, or how large a message may be."""
         probe = peer.probes.pop(payload[:8], None)
@@ -527,5 +544,6 @@ class Node:
             peer.contact.measured(entry.state, now - probe[1])
             self._prove(peer, entry.state, now)
             peer.tunnel.rtt_s = entry.state.rtt_s or peer.tunnel.rtt_s
+            self.flights.answered(peer, link, probe[1], header, payload, now)
             self.members.advertise(now)
         self._sizing.answered(link, entry, payload[:8], now)

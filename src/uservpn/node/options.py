@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from uservpn.mesh.flight import Leg
 from uservpn.mesh.records import Record
 from uservpn.tunnel.events import Event
 from uservpn.types import LinkId, NodeId
@@ -63,4 +64,15 @@ class MessageResult(NamedTuple):
     """True: the peer has it. False: it may have it, but never said so."""
 
 
-NodeEvent = DialWanted | CloseWanted | PeerNews | Message | MessageResult | Event
+class Pong(NamedTuple):
+    """The answer to a `Node.ping` came."""
+
+    token: bytes
+    peer: NodeId
+    link: LinkId
+    rtt_s: float
+    legs: tuple[Leg, ...]
+    """The hops of the way, the last one's end is `peer`."""
+
+
+NodeEvent = DialWanted | CloseWanted | PeerNews | Message | MessageResult | Pong | Event

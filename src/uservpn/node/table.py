@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from uservpn.mesh.contact import Contact, LinkState
+from uservpn.mesh.flight import Leg
 from uservpn.mesh.mailbox import Mailbox
 from uservpn.mesh.pathmtu import PathMtu
 from uservpn.mesh.routes import Route
@@ -43,6 +44,8 @@ class LinkEntry:
     remote: str
     peer: Peer | None = None
     state: LinkState | None = None
+    legs: tuple[Leg, ...] = ()
+    """What the last answered probe told of its hops."""
     hops: Route = ()
     """The relays it goes over; none: a link of the driver."""
     mtu: PathMtu | None = None
@@ -74,6 +77,8 @@ class Peer:
         self.is_neighbour = False
         """It is linked, and gossip knows."""
         self.skew_told = False
+        self.sample_at = 0.0
+        """When the stamp of a message is looked at again."""
         self.route_at: float | None = None
         """When a relayed way is sought, if there is no direct link by then."""
         self.is_onward = False
@@ -220,10 +225,11 @@ class Table:
                 peer.tunnel.link_up()
         self.probe(peer, link, now)
 
-    def probe(self, peer: Peer, link: LinkId, now: float) -> None:
-        """Asks for an answer over this link, which tells its round trip."""
+    def probe(self, peer: Peer, link: LinkId, now: float) -> bytes:
+        """Asks for an answer over this link, which tells its flight times; the token."""
         token = self.random(8)
         if len(peer.probes) > PROBES_MAX:
             peer.probes.clear()
         peer.probes[token] = (link, now)
         peer.outbox.append((link, Kind.PROBE, token + self.padding(), 0))
+        return token
