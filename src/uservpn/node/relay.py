@@ -84,6 +84,10 @@ class Freshness:
         self._flows: OrderedDict[tuple[int, int], Flow] = OrderedDict()
         self._ended: OrderedDict[tuple[int, int], tuple[int, int]] = OrderedDict()
 
+    def __len__(self) -> int:
+        """Pairs with a window."""
+        return len(self._flows)
+
     def admit(self, header: Header) -> bool:
         """Is it new? (Its header is genuine.)."""
         key = header.origin, header.destination

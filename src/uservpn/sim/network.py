@@ -46,6 +46,8 @@ class Weather:
     jitter_s: float = 0.0
     flight_s: float | None = None
     """One way between any two hosts; None: by geography."""
+    size_max: int = 1472
+    """Bytes of the largest datagram that gets through."""
     rate: float = 12.5e6
     """Bytes a second that one connection or datagram path carries."""
 
@@ -135,9 +137,12 @@ class End:
         self._waiting_since = 0.0
         self._retry_s = RETRY_S
 
-    def backlog_s(self) -> float:
-        """For how long what was sent keeps the line busy."""
-        return max(0.0, self._busy_until - self._network.agenda.now) + len(self._waiting)
+    def queued_size(self) -> int:
+        """Bytes that were sent and are not on their way yet."""
+        network = self._network
+        busy_s = max(0.0, self._busy_until - network.agenda.now)
+        waiting = sum(len(head) + len(body) for batch in self._waiting for head, body in batch)
+        return int(busy_s * network.weather.rate) + waiting
 
     def send(self, batch: Batch) -> None:
         """Sends messages in order; nothing happens at an end that is closed."""
@@ -296,15 +301,20 @@ class Network:
 
     # --- datagrams -------------------------------------------------------------------------------
 
-    def send(self, host: Host, port: int, to: Address, head: bytes, body: bytes) -> None:
-        """A datagram from this host's `port`; it may be lost, doubled and late."""
+    def send(
+        self, host: Host, port: int, to: Address, head: bytes, body: bytes, wait: float = 0.0
+    ) -> None:
+        """A datagram from this host's `port`; it may be lost, doubled and late.
+
+        `wait`: how long it queues before it leaves, seconds.
+        """
         weather = self.weather
         rng = self._rng
         source = Address(host.ip, port)
         now = self.agenda.now
         if host.nat is not None and not self._is_local(host, to):
             source = host.nat.outbound(source, to, now)
-        if rng.random() < weather.loss:
+        if rng.random() < weather.loss or len(head) + len(body) > weather.size_max:
             self.lost_count += 1
             return
         target = self._places.get(to.host) or self._behind(to.host)
@@ -314,7 +324,7 @@ class Network:
         copies = 2 if rng.random() < weather.doubled else 1
         for _ in range(copies):
             late = rng.random() * weather.late_s if rng.random() < weather.late else 0.0
-            self.agenda.at(now + flight + late, self._deliver, host, source, to, head, body)
+            self.agenda.at(now + wait + flight + late, self._deliver, host, source, to, head, body)
 
     def _deliver(
         self, sender: Host, source: Address, to: Address, head: bytes, body: bytes

@@ -39,11 +39,11 @@ class PlainSiv:
     def __init__(self, key: bytes) -> None:
         self._mark = key[: WATERMARK_SIZE - 4]
 
-    def encrypt(self, fields: bytes, _: object) -> bytes:
+    def encrypt(self, fields: Buffer, _: None) -> bytes:
         """The sealed header."""
         return b"".join((self._mark, crc32(fields).to_bytes(4, "big"), fields))
 
-    def decrypt(self, data: Buffer, _: object) -> bytes:
+    def decrypt(self, data: Buffer, _: None) -> bytes:
         """The fields. Raises InvalidTag."""
         data = bytes(data)
         fields = data[WATERMARK_SIZE:]
@@ -66,12 +66,12 @@ class PlainAead:
         self._start = crc32(about)
         self._rest = bytes(TAG_SIZE - 4)
 
-    def encrypt(self, nonce: bytes, data: Buffer, associated: bytes) -> bytes:
+    def encrypt(self, nonce: bytes, data: Buffer, associated: bytes | None) -> bytes:
         """The sealed payload."""
         self._nonces.use(self._key, nonce)
         return b"".join((data, self._sum(nonce, data, associated), self._rest))
 
-    def decrypt(self, nonce: bytes, data: Buffer, associated: bytes) -> bytes:
+    def decrypt(self, nonce: bytes, data: Buffer, associated: bytes | None) -> bytes:
         """The payload. Raises InvalidTag."""
         data = bytes(data)
         payload = data[:-TAG_SIZE]
@@ -79,8 +79,10 @@ class PlainAead:
             raise InvalidTag
         return payload
 
-    def _sum(self, nonce: bytes, payload: Buffer, associated: bytes) -> bytes:
-        return crc32(payload, crc32(associated, crc32(nonce, self._start))).to_bytes(4, "big")
+    def _sum(self, nonce: bytes, payload: Buffer, associated: bytes | None) -> bytes:
+        return crc32(payload, crc32(associated or b"", crc32(nonce, self._start))).to_bytes(
+            4, "big"
+        )
 
 
 class PlainRing:
