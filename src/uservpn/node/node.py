@@ -313,7 +313,7 @@ class Node:
         for node, due in self._dues.items():
             if due <= now:
                 table.touch(self.peers[node])
-        for peer in table.touched.values():
+        for peer in list(table.touched.values()):  # what follows may touch others
             peer.note_needs()
             peer.contact.on_deadline(now)
             if peer.route_at is not None and now >= peer.route_at:
@@ -354,7 +354,7 @@ class Node:
         table = self.table
         events = table.events
         table.events = []
-        for peer in table.touched.values():
+        for peer in list(table.touched.values()):  # what follows may touch others
             self._follow(peer, now)
             if peer.mail.results:
                 self._mailing.report(peer)

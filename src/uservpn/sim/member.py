@@ -16,7 +16,7 @@ from cryptography.exceptions import InvalidTag
 
 from uservpn.errors import Fault, StreamFault
 from uservpn.kit.endpoint import Address, Endpoint
-from uservpn.mesh.contact import DIAL_LIMIT_S
+from uservpn.mesh.addresses import DIAL_LIMIT_S
 from uservpn.mesh.records import EndpointKind, Known, Record, Role
 from uservpn.node.node import Node
 from uservpn.node.options import CloseWanted, DialWanted, NodeEvent, NodeOptions, PeerNews
@@ -34,7 +34,6 @@ from uservpn.sim.link import (
 from uservpn.sim.network import Batch, End, Host
 from uservpn.tunnel.events import Data, Finished, Offered, Opened, Reset, Room
 from uservpn.types import LinkId, NodeId
-from uservpn.wire.constants import Kind
 from uservpn.wire.header import Header, HeaderCodec
 
 if TYPE_CHECKING:
@@ -65,6 +64,8 @@ class Seat:
     last_boot: int = 0
     nodes: bytes = b""
     start_count: int = 0
+    acted: OrderedDict[tuple[int, int, int], None] = field(default_factory=OrderedDict)
+    """The messages (origin, boot, number) that its node acted on, over all its starts."""
 
     def endpoints(self) -> tuple[str, ...]:
         """Where it can be dialled."""
@@ -82,30 +83,16 @@ class WatchedNode(Node):
     """The shipped node, and what it acted on: nothing twice."""
 
     world: World
-    _header: Header | None = None
-    _held: dict[int, Header] = {}  # noqa: RUF012  replaced, never changed
-    _acted: OrderedDict[tuple[int, int, int], None]
+    acted: OrderedDict[tuple[int, int, int], None]
 
-    def receive(self, link: LinkId, header: Header, body: bytes, now: float) -> None:  # type: ignore[override]
-        """Remembers what is being dealt with."""
-        self._header = header
-        super().receive(link, header, body, now)
-        self._header = None
-
-    def _act(self, peer: Peer, link: LinkId, kind: int, payload: bytes, now: float) -> None:
-        header = self._held.get(id(payload), self._header)
-        assert header is not None
+    def _act(self, peer: Peer, link: LinkId, header: Header, payload: bytes, now: float) -> None:
         key = header.origin, header.boot, header.number
-        if key in self._acted:
+        if key in self.acted:
             self.world.broken(f"node {self.options.node} acted twice on {key}")
-        self._acted[key] = None
-        if len(self._acted) > ACTED_MAX:
-            self._acted.popitem(last=False)
-        if kind == Kind.ECHO:
-            self._held = {id(first): held for held, first, _ in peer.held}
-        super()._act(peer, link, kind, payload, now)
-        if kind == Kind.ECHO:
-            self._held = {}
+        self.acted[key] = None
+        if len(self.acted) > ACTED_MAX:
+            self.acted.popitem(last=False)
+        super()._act(peer, link, header, payload, now)
 
 
 class Member:
@@ -135,7 +122,7 @@ class Member:
             options, ring, self.codec, self.rng.randbytes, now=now, wall_s=wall_s
         )
         self.node.world = world
-        self.node._acted = OrderedDict()
+        self.node.acted = seat.acted
         self.links: dict[LinkId, Link] = {}
         self.sent_count = 0
         self.sent_size = 0

@@ -15,6 +15,7 @@ from typing import Final
 
 from uservpn.kit.endpoint import Address
 from uservpn.mesh import contact
+from uservpn.mesh.addresses import DIAL_LIMIT_S
 from uservpn.mesh.records import Role
 from uservpn.sim.geography import SITES, Site
 from uservpn.sim.member import PORT, Seat
@@ -392,7 +393,7 @@ class Run:
             scenario.keepalive_s * 2.6
             + RETRY_MAX_S
             + contact.BACKOFF_MAX_S
-            + contact.DIAL_LIMIT_S
+            + DIAL_LIMIT_S
             + 2 * contact.ANSWER_S
             + 20.0
         )
