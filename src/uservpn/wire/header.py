@@ -29,8 +29,12 @@ from uservpn.wire.constants import (
 )
 from uservpn.wire.keys import Ring
 
-_FIELDS: Final = struct.Struct(">BBBIQQ3s3s3s")
-assert _FIELDS.size == FIELDS_SIZE
+FIELDS: Final = struct.Struct(">BBBIQQ3s3s3s")
+assert FIELDS.size == FIELDS_SIZE
+_FLAGS_MASK: Final = 0xFF & ~KIND_MASK
+_pack: Final = FIELDS.pack
+_unpack: Final = FIELDS.unpack
+_new: Final = tuple.__new__
 NO_STAMP: Final = b"\0\0\0"
 
 
@@ -67,7 +71,7 @@ def pack_fields(
     hops: int = 0,
 ) -> bytes:
     """The 32 field bytes of a message about to leave its origin; `hops` is hop1 << 8 | hop2."""
-    return _FIELDS.pack(
+    return _pack(
         kind_flags,
         origin,
         destination,
@@ -83,11 +87,12 @@ def pack_fields(
 class HeaderCodec:
     """Seals and opens headers under a key ring. Holds no state but a counter of strangers."""
 
-    __slots__ = ("_seal", "_sivs", "stranger_count")
+    __slots__ = ("_decrypt", "_seal", "_sivs", "stranger_count")
 
     def __init__(self, ring: Ring) -> None:
         self._sivs = ring.sivs
         self._seal = ring.sivs[0].encrypt
+        self._decrypt = ring.sivs[0].decrypt
         self.stranger_count = 0
 
     def seal(self, fields: bytes) -> bytes:
@@ -109,17 +114,24 @@ class HeaderCodec:
 
     def open(self, data: Buffer) -> Header | None:
         """The header in these 48 bytes, or None: not one of ours (or one with absurd fields)."""
-        for slot, siv in enumerate(self._sivs):
-            try:
-                fields = siv.decrypt(data, None)
-            except InvalidTag:
-                continue
-            mixed, origin, destination, length, boot, low, t0, t1, t2 = _FIELDS.unpack(fields)
-            if length > PAYLOAD_SIZE_MAX or not 0 < origin < 255 or not 0 < destination < 255:
-                break
-            return Header(
+        slot = 0
+        try:
+            fields = self._decrypt(data, None)
+        except InvalidTag:
+            other = self._open_with_others(data)
+            if other is None:
+                self.stranger_count += 1
+                return None
+            fields, slot = other
+        mixed, origin, destination, length, boot, low, t0, t1, t2 = _unpack(fields)
+        if length > PAYLOAD_SIZE_MAX or not 0 < origin < 255 or not 0 < destination < 255:
+            self.stranger_count += 1
+            return None
+        return _new(  # what Header(...) does, without the call in Python
+            Header,
+            (
                 mixed & KIND_MASK,
-                mixed & ~KIND_MASK,
+                mixed & _FLAGS_MASK,
                 origin,
                 destination,
                 length,
@@ -132,6 +144,14 @@ class HeaderCodec:
                 t2,
                 fields[:ASSOCIATED_SIZE],
                 slot,
-            )
-        self.stranger_count += 1
+            ),
+        )
+
+    def _open_with_others(self, data: Buffer) -> tuple[bytes, int] | None:
+        """The fields, and which of the keys but the first has sealed them."""
+        for slot, siv in enumerate(self._sivs[1:], 1):
+            try:
+                return siv.decrypt(data, None), slot
+            except InvalidTag:
+                continue
         return None

@@ -23,10 +23,11 @@ from uservpn.wire.constants import (
     NUMBERS_KEPT,
     TAG_SIZE,
 )
-from uservpn.wire.header import Header, HeaderCodec, pack_fields
+from uservpn.wire.header import FIELDS, NO_STAMP, Header, HeaderCodec
 from uservpn.wire.keys import Cipher, Ring
 from uservpn.wire.replay import ReplayWindow
 
+_pack: Final = FIELDS.pack
 TIME_SIZE: Final = 8
 """Bytes in front of the payload of a first contact."""
 
@@ -43,9 +44,8 @@ class Session:
     """Seals to, and opens from, one peer. Not for relays, which open headers only."""
 
     __slots__ = (
-        "_aead_out",
         "_aeads_in",
-        "_codec",
+        "_encrypt",
         "_flags",
         "_me",
         "_my_boot",
@@ -53,6 +53,7 @@ class Session:
         "_number",
         "_peer_boot_bytes",
         "_ring",
+        "_seal_header",
         "_window",
         "first_boot",
         "forged_count",
@@ -65,7 +66,6 @@ class Session:
         self, ring: Ring, codec: HeaderCodec, me: int, boot: int, peer: int, chacha: bool
     ) -> None:
         self._ring = ring
-        self._codec = codec
         self._me = me
         self._my_boot = boot
         self._my_boot_bytes = boot.to_bytes(8, "big")
@@ -77,7 +77,8 @@ class Session:
         self._peer_boot_bytes = b""
         self._number = 0
         self._flags = FLAG_CHACHA if chacha else 0
-        self._aead_out: Cipher = ring.payload(0, me, boot, peer, chacha)
+        self._encrypt = ring.payload(0, me, boot, peer, chacha).encrypt
+        self._seal_header = codec.seal
         self._aeads_in: dict[tuple[int, int, int], Cipher] = {}
         self._window = ReplayWindow()
         self.replayed_count = 0
@@ -111,13 +112,14 @@ class Session:
             flags |= FLAG_BOUND
         else:
             payload = b"".join((wall_ms.to_bytes(TIME_SIZE, "big"), payload))
-        fields = pack_fields(
-            flags, self._me, self.peer, len(payload) + TAG_SIZE, self._my_boot, number, stamp, hops
-        )
-        body = self._aead_out.encrypt(
+        fields = _pack(
+            flags, self._me, self.peer, len(payload) + TAG_SIZE,
+            self._my_boot, number << 16 | hops, stamp, NO_STAMP, NO_STAMP,
+        )  # fmt: skip
+        body = self._encrypt(
             number.to_bytes(12, "big"), payload, fields[:ASSOCIATED_SIZE] + bound_to
         )
-        return self._codec.seal(fields), body
+        return self._seal_header(fields), body
 
     def open_bound(self, header: Header, body: Buffer) -> bytes | None:
         """The payload of a message bound to our boot; None: stale, replayed or forged.
@@ -125,9 +127,12 @@ class Session:
         A higher boot in a message that opens is the peer's restart: `peer_boot` moves.
         """
         boot = header.boot
-        if boot < self.peer_boot or (
-            boot == self.peer_boot and not self._window.is_new(header.number)
-        ):
+        number = header.number
+        if boot != self.peer_boot:
+            if boot < self.peer_boot:
+                self.replayed_count += 1
+                return None
+        elif not self._window.is_new(number):
             self.replayed_count += 1
             return None
         payload = self._decrypt(header, body, header.associated + self._my_boot_bytes)
@@ -135,7 +140,7 @@ class Session:
             return None
         if boot != self.peer_boot:
             self._adopt(boot)
-        self._window.admit(header.number)
+        self._window.admit(number)
         return payload
 
     def open_first(self, header: Header, body: Buffer) -> FirstContact | None:
@@ -169,15 +174,16 @@ class Session:
     def _decrypt(self, header: Header, body: Buffer, associated: bytes) -> bytes | None:
         chacha = header.flags & FLAG_CHACHA
         key = (header.slot, header.boot, chacha)
-        aead = self._aeads_in.get(key)
-        if aead is None:
-            aead = self._ring.payload(header.slot, self.peer, header.boot, self._me, bool(chacha))
+        known = self._aeads_in.get(key)
+        aead = known or self._ring.payload(
+            header.slot, self.peer, header.boot, self._me, bool(chacha)
+        )
         try:
             payload = aead.decrypt(header.number.to_bytes(12, "big"), body, associated)
         except InvalidTag:
             self.forged_count += 1
             return None
-        if len(self._aeads_in) < 8:  # two boots at most, two suites, a few keys
+        if known is None and len(self._aeads_in) < 8:  # two boots, two suites, a few keys
             self._aeads_in[key] = aead
         return payload
 
