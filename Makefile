@@ -11,7 +11,7 @@ TEST_LIMIT ?= 295
 ROUNDS ?= 50
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test netns fuzz check format bench suffixes lock clean
+.PHONY: help setup demo test netns fuzz kill-points check format bench suffixes lock clean
 
 help:  ## What this Makefile can do
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -42,6 +42,9 @@ netns: setup  ## The tests in network namespaces at full size (needs root; see d
 fuzz: setup  ## The fuzz tests, ROUNDS times as long as in `make test`
 	USERVPN_FUZZ=$(ROUNDS) $(BIN)/python -m pytest -q tests/unit/test_fuzz.py tests/unit/test_fuzz_transcript.py \
 	    tests/unit/test_tcp_link.py $(ARGS)
+
+kill-points: setup  ## The chooser's memory after 10,000 kills: it opens each time
+	USERVPN_KILL_POINTS=10000 $(BIN)/python -m pytest -q tests/unit/test_state_file.py -k kill
 
 check: setup  ## Format, lint, types, layers
 	$(BIN)/ruff format --check .

@@ -46,6 +46,7 @@ from uservpn.runtime.exits_view import ExitsView
 from uservpn.runtime.kept import KeptConnections
 from uservpn.runtime.nodes_file import load_nodes, save_nodes
 from uservpn.runtime.resolver import Resolver
+from uservpn.runtime.state_keeper import StateKeeper
 from uservpn.types import NodeId
 from uservpn.wire.header import HeaderCodec
 from uservpn.wire.keys import KeyRing
@@ -120,8 +121,17 @@ def _described(config: Config) -> dict[str, Any]:
 class Service:
     """One node and its entry, exit and control socket, on the running event loop."""
 
-    def __init__(self, config: Config, boot: int, loop: asyncio.AbstractEventLoop) -> None:
-        """Builds every part; opens nothing. Raises ConfigError for a missing plug-in."""
+    def __init__(
+        self,
+        config: Config,
+        boot: int,
+        loop: asyncio.AbstractEventLoop,
+        state_dir: Path | None = None,
+    ) -> None:
+        """Builds every part; opens nothing. Raises ConfigError for a missing plug-in.
+
+        `state_dir` is where the chooser's memory is kept; None: nowhere.
+        """
         self.config = config
         ring = KeyRing(config.network.keys)
         servers = _servers(config.servers)
@@ -158,7 +168,9 @@ class Service:
             idle_s=config.chooser.session_idle,
             near=distance_km,
         )
-        self.choosing = Choosing(self.chooser, self.driver)
+        self.memory = StateKeeper(self.chooser, state_dir, loop) if state_dir else None
+        changed = self.memory.changed if self.memory else lambda: None
+        self.choosing = Choosing(self.chooser, self.driver, changed)
         self.entry: Entry | None = None
         self._leaving: list[Entry] = []  # no longer listening, with programs still connected
 
@@ -167,6 +179,8 @@ class Service:
         config = self.config
         for endpoint in config.node.listen:
             await self.driver.listen(endpoint)
+        if self.memory is not None:
+            self.memory.load()
         self.entry = await self._new_entry(config)
         self.driver.start()
 
@@ -175,6 +189,8 @@ class Service:
         entries = [entry for entry in (self.entry, *self._leaving) if entry is not None]
         await asyncio.gather(*(entry.close(DRAIN_S) for entry in entries))
         self.choosing.close()
+        if self.memory is not None:
+            await self.memory.close()
         self.exit_tests.close()
         self.kept.close()
         self.exit.close()
@@ -418,7 +434,7 @@ async def _serve(config: Config, config_path: Path, servers: tuple[str, ...]) ->
     state_dir = state_dir_of(config)
     signals: asyncio.Queue[int] = asyncio.Queue()
     try:
-        service = Service(config, next_boot(state_dir), loop)
+        service = Service(config, next_boot(state_dir), loop, state_dir)
         control = ControlServer(
             control_socket(state_dir), lambda request: _answer(service, request)
         )

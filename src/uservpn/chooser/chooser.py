@@ -100,6 +100,7 @@ class Chooser:
         self.knowledge = Knowledge()
         self.countries: OrderedDict[str, str] = OrderedDict()
         """Where sites are, as exits found out."""
+        self.countries_changed: set[str] = set()
         self.trial_count = 0
         self.request_count = 0
         """Tests asked of exits."""
@@ -437,8 +438,9 @@ class Chooser:
     def _learn_country(self, site: str, country: str) -> None:
         if self.countries.get(site) != country:
             self.countries[site] = country
+            self.countries_changed.add(site)
             if len(self.countries) > COUNTRIES_MAX:
-                self.countries.popitem(last=False)
+                self.countries_changed.add(self.countries.popitem(last=False)[0])
             self._cases.clear()  # rules may ask for a site's country
 
     # --- what became of connections --------------------------------------------------------------

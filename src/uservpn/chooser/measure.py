@@ -40,6 +40,7 @@ PATIENCE_S: Final = 2.0
 """A program that leaves sooner than this (or four expected round trips) has proved nothing."""
 SITES_MAX: Final = 4096
 EXITS_PER_SITE_MAX: Final = 32
+PAIRS_MAX: Final = 20_000
 
 
 class Trip:
@@ -125,6 +126,10 @@ class Series:
         ]
         return _interquartile_mean(pairs) if pairs else None
 
+    def pairs(self) -> list[tuple[float, float]]:
+        """Every sample: stamp and ms."""
+        return list(zip(self._flat[::2], self._flat[1::2], strict=True))
+
     def dump(self) -> bytes:
         """For the disk."""
         return self._flat.tobytes()
@@ -161,8 +166,10 @@ class Pair:
 class Knowledge:
     """What is known of sites at exits; the site unused for longest goes when there are too many."""
 
-    def __init__(self, sites_max: int = SITES_MAX) -> None:
+    def __init__(self, sites_max: int = SITES_MAX, pairs_max: int = PAIRS_MAX) -> None:
         self._sites_max = sites_max
+        self._pairs_max = pairs_max
+        self._pair_count = 0
         self._sites: OrderedDict[str, dict[NodeId, Pair]] = OrderedDict()
         self._exits: dict[NodeId, Series] = {}
         self.changed: set[tuple[str, NodeId]] = set()
@@ -193,23 +200,37 @@ class Knowledge:
         pairs = self._sites.get(site)
         if pairs is None:
             pairs = self._sites[site] = {}
-            if len(self._sites) > self._sites_max:
-                self.forget(next(iter(self._sites)))
         else:
             self._sites.move_to_end(site)
         pair = pairs.get(exit)
         if pair is None:
-            if len(pairs) >= EXITS_PER_SITE_MAX:
-                gone = min(pairs, key=lambda node: _newest(pairs[node]))
-                del pairs[gone]
-                self.changed.add((site, gone))
-            pair = pairs[exit] = Pair()
+            pair = Pair()
+            self._put(site, pairs, exit, pair)
         self.changed.add((site, exit))
         return pair
+
+    def restore(self, site: str, exit: NodeId, pair: Pair) -> None:
+        """From the disk, the site used last at the end."""
+        self._put(site, self._sites.setdefault(site, {}), exit, pair)
+        of_exit = self._of_exit(exit)
+        for at, ms in pair.real.pairs():
+            of_exit.add(ms, at)
+
+    def _put(self, site: str, pairs: dict[NodeId, Pair], exit: NodeId, pair: Pair) -> None:
+        if len(pairs) >= EXITS_PER_SITE_MAX and exit not in pairs:
+            gone = min(pairs, key=lambda node: _newest(pairs[node]))
+            del pairs[gone]
+            self._pair_count -= 1
+            self.changed.add((site, gone))
+        self._pair_count += exit not in pairs
+        pairs[exit] = pair
+        while len(self._sites) > self._sites_max or self._pair_count > self._pairs_max:
+            self.forget(next(iter(self._sites)))
 
     def forget(self, site: str) -> bool:
         """Nothing is known of this site any more; False: nothing was."""
         pairs = self._sites.pop(site, None)
+        self._pair_count -= len(pairs or ())
         for exit in pairs or ():
             self.changed.add((site, exit))
         return pairs is not None
