@@ -13,7 +13,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -45,6 +45,7 @@ from uservpn.runtime.exit_tests import ExitTests
 from uservpn.runtime.exits_view import ExitsView
 from uservpn.runtime.kept import KeptConnections
 from uservpn.runtime.nodes_file import load_nodes, save_nodes
+from uservpn.runtime.pinger import Pinger
 from uservpn.runtime.resolver import Resolver
 from uservpn.runtime.state_keeper import StateKeeper
 from uservpn.types import NodeId
@@ -171,6 +172,7 @@ class Service:
         self.memory = StateKeeper(self.chooser, state_dir, loop) if state_dir else None
         changed = self.memory.changed if self.memory else lambda: None
         self.choosing = Choosing(self.chooser, self.driver, changed)
+        self.pinger = Pinger(self.driver)
         self.entry: Entry | None = None
         self._leaving: list[Entry] = []  # no longer listening, with programs still connected
 
@@ -309,6 +311,7 @@ class Service:
                     "local": link.local,
                     "remote": link.remote,
                     "rtt_ms": _ms(entry.state.rtt_s) if entry and entry.state else None,
+                    "in_ms": _ms(entry.state.in_s) if entry and entry.state else None,
                     "loss": 0.0 if link.caps.is_reliable else None,
                     "bytes_in": link.bytes_in,
                     "bytes_out": link.bytes_out,
@@ -362,6 +365,7 @@ class Service:
                     else ["server"] * bool(endpoints),
                     "state": state,
                     "rtt_ms": _ms(links[0].rtt_s) if links else None,
+                    "clock_ms": _ms(node.flights.offset(number)),
                     "route": [*node.links[links[0].link].hops, number] if links else [],
                     "endpoints": [known.endpoint for known in record.endpoints]
                     if record and record.endpoints
@@ -491,7 +495,15 @@ async def _until_stopped(
             log.error("configuration not taken over, the old one stays: %s", error)
 
 
-def _answer(service: Service, request: Mapping[str, Any]) -> dict[str, Any]:
-    if request.get("command") == "status":
+def _answer(
+    service: Service, request: Mapping[str, Any]
+) -> dict[str, Any] | Awaitable[dict[str, Any]]:
+    """Answers a request on the control socket."""
+    command = request.get("command")
+    if command == "status":
         return service.status()
-    raise UservpnError(f"unknown command {request.get('command')!r}")
+    if command == "ping":
+        return service.pinger.ping(request.get("node"))
+    if command == "trace":
+        return service.pinger.trace(request.get("node"))
+    raise UservpnError(f"unknown command {command!r}")

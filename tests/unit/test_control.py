@@ -166,6 +166,27 @@ def test_an_error_of_the_handler_reaches_the_asker(path: Path) -> None:
     assert serving(path, scene, handler) == []
 
 
+def test_an_answer_may_take_its_time_and_others_do_not_wait(path: Path) -> None:
+    async def slow(request: dict[str, Any]) -> dict[str, Any]:
+        await asked.wait()
+        if request.get("fails"):
+            raise UservpnError("it failed later")
+        return {"slow": True}
+
+    def handler(request: dict[str, Any]) -> dict[str, Any] | Awaitable[dict[str, Any]]:
+        return slow(request) if "slow" in request else echo(request)
+
+    async def scene(_: ControlServer) -> None:
+        waiting = asyncio.create_task(raw(path, b'{"slow": 1}\n{"slow": 1, "fails": 1}\n'))
+        assert len(await raw(path, b'{"a": 1}\n')) == 1
+        assert not waiting.done()
+        asked.set()
+        assert await waiting == [{"slow": True}, {"error": "it failed later"}]
+
+    asked = asyncio.Event()
+    assert serving(path, scene, handler) == []
+
+
 @pytest.mark.parametrize("result", [ZeroDivisionError("secret"), {"not": {"JSON"}}])
 def test_a_bug_of_the_handler_is_reported_to_the_loop_and_not_to_the_asker(
     path: Path, result: Any

@@ -141,6 +141,24 @@ def test_a_message_survives_the_loss_of_its_relay():
     assert [payload for _, _, payload in hidden.messages] == [b"first", b"second"]
 
 
+def test_seeking_a_way_over_relays_that_are_gone_dials_them():
+    """What is done for one peer touches others, in the middle of a look at those that are due."""
+    world = _mesh()
+    client, hidden = world.members[50], world.members[60]
+    world.crash(1)
+    world.crash(2)
+    world.run(200)
+    for node in (1, 2):
+        here = Known(EndpointKind.FIXED, f"sim://10.0.0.{node}:1")
+        record = Record(node, 2000, 0, Role.SERVER | Role.RELAY, endpoints=(here,))
+        world.add(node, {} if node == 1 else HOME, record=record, boot=2000)
+    token = _send(world, client, 60, b"hello", confirmed=True)
+    hidden.node.wake(world.now)
+    world.settle(hidden)
+    world.run(GIVE_UP_S)
+    assert client.results[token] and hidden.messages
+
+
 def test_nobody_there_is_a_result_too():
     """Within the bound, with or without anything to dial."""
     world, client, _ = pair()

@@ -4,6 +4,7 @@
     check    read the configuration, say what   demo     a client and two exits on loopback
              is wrong or what it means          key      fingerprints; `key new` makes a key
     run      run the node                       nodes    the nodes of the mesh
+    ping     the round trip to a node           trace    every hop on the way to a node
 
 Each command imports what it needs when it runs: `run` loads no command but its own, and nothing
 here loads the node. Exit status: 0 done, 1 failed, 2 wrong usage or configuration.
@@ -131,6 +132,35 @@ def nodes() -> None:
 
 @cli.command()
 @config_option
+@click.argument("node", type=click.IntRange(1, 254), metavar="ID")
+@click.option("-n", "--count", type=click.IntRange(1, 10_000), default=4, show_default=True)
+@click.option(
+    "-i",
+    "--interval",
+    type=click.FloatRange(0.05, 3600),
+    default=0.5,
+    show_default=True,
+    help="Seconds between two probes.",
+)
+def ping(node: int, count: int, interval: float) -> None:
+    """Measure the round trip to a node; exit status 1 when no answer came."""
+    from uservpn.cli.ping import ping as show
+
+    finish(0 if show(_control_socket(), node, count, interval) else 1)
+
+
+@cli.command()
+@config_option
+@click.argument("node", type=click.IntRange(1, 254), metavar="ID")
+def trace(node: int) -> None:
+    """Show every hop on the way to a node, one way each, and how its clock differs."""
+    from uservpn.cli.ping import trace as show
+
+    finish(0 if show(_control_socket(), node) else 1)
+
+
+@cli.command()
+@config_option
 @click.option("--once", is_flag=True, help="End after the demonstration's own check.")
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=0, help="For programs (default: a free one)."
@@ -172,12 +202,17 @@ def main() -> None:
 
 def _status() -> dict[str, Any]:
     """The running node's status document."""
-    from uservpn.control import places
     from uservpn.control.client import ask
+
+    return ask(_control_socket(), {"command": "status"}, STATUS_TIMEOUT_S)
+
+
+def _control_socket() -> Path:
+    """Where the running node answers."""
+    from uservpn.control import places
     from uservpn.control.config import state_dir_of
 
-    socket_path = places.control_socket(state_dir_of(_load()))
-    return ask(socket_path, {"command": "status"}, STATUS_TIMEOUT_S)
+    return places.control_socket(state_dir_of(_load()))
 
 
 def _load(servers: tuple[str, ...] = ()) -> Config:

@@ -19,7 +19,7 @@ import json
 import os
 import socket
 import stat
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,12 +29,13 @@ from uservpn.errors import UservpnError
 TIME_LIMIT_S: Final = 10.0
 CONNECTIONS_MAX: Final = 32
 
-Handler = Callable[[dict[str, Any]], dict[str, Any]]
+Handler = Callable[[dict[str, Any]], dict[str, Any] | Awaitable[dict[str, Any]]]
 
 
 class ControlServer:
     """The control socket of one node; `handler` runs on the loop and must not block.
 
+    It may return an awaitable for an answer that takes time, which it must bound itself.
     A UservpnError that the handler raises becomes the error of the answer. Any other exception
     is a bug of ours: it goes to the loop's exception handler, and the asker is told that much.
     """
@@ -132,7 +133,7 @@ class ControlServer:
         except TimeoutError:
             error = f"no request in {self._time_limit:g} seconds"
             return await self._send(writer, _encode({"error": error}), goes_on=False)
-        return await self._send(writer, self._answer(line), goes_on=True)
+        return await self._send(writer, await self._answer(line), goes_on=True)
 
     async def _send(self, writer: asyncio.StreamWriter, line: bytes, goes_on: bool) -> bool:
         writer.write(line)
@@ -140,7 +141,7 @@ class ControlServer:
             await writer.drain()
         return goes_on
 
-    def _answer(self, line: bytes) -> bytes:
+    async def _answer(self, line: bytes) -> bytes:
         try:
             request = json.loads(line)
         except (ValueError, RecursionError):
@@ -148,7 +149,8 @@ class ControlServer:
         if not isinstance(request, dict):
             return _encode({"error": "the request is not a JSON object"})
         try:
-            return _encode(self._handler(request))
+            answer = self._handler(request)
+            return _encode(answer if isinstance(answer, dict) else await answer)
         except UservpnError as error:
             return _encode({"error": str(error)})
         except Exception as error:

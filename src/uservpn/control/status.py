@@ -24,7 +24,7 @@ def render(document: Mapping[str, Any]) -> str:
         if isinstance(rows, list):
             parts.append(_table(title, columns, rows))
         elif isinstance(rows, Mapping) or (isinstance(rows, int) and title == "connections"):
-            parts.append(f"{title}: {_plain(rows)}")
+            parts.append(f"{title}: {plain(rows)}")
     return "\n\n".join(parts) + "\n"
 
 
@@ -57,20 +57,20 @@ def _head(document: Mapping[str, Any]) -> str:
     node = document.get("node")
     node = node if isinstance(node, Mapping) else {}
     lines = [
-        f"node {_plain(node.get('id'))} ({_plain(node.get('name'))}), "
-        f"up {_age(node.get('uptime_s'))}, uservpn {_plain(node.get('software'))}",
+        f"node {plain(node.get('id'))} ({plain(node.get('name'))}), "
+        f"up {_age(node.get('uptime_s'))}, uservpn {plain(node.get('software'))}",
         f"entry: {_entry(document.get('entry'))}",
     ]
     version = document.get("version")
     if version != STATUS_VERSION:
-        lines.insert(0, f"note: this is status version {_plain(version)}, not {STATUS_VERSION}")
+        lines.insert(0, f"note: this is status version {plain(version)}, not {STATUS_VERSION}")
     return "\n".join(lines)
 
 
 def _entry(entry: Any) -> str:
     if isinstance(entry, Mapping):
-        return _plain(entry.get("listen")) if entry.get("listen") else "none"
-    return "none" if entry in (None, False, "") else _plain(entry)
+        return plain(entry.get("listen")) if entry.get("listen") else "none"
+    return "none" if entry in (None, False, "") else plain(entry)
 
 
 def _table(title: str, columns: Sequence[Column], found: Sequence[Any]) -> str:
@@ -87,23 +87,23 @@ def _table(title: str, columns: Sequence[Column], found: Sequence[Any]) -> str:
     return f"{title}: {len(rows)}\n" + "\n".join(line.rstrip() for line in lines)
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
     """One value on one line, safe for a terminal."""
     if value is None or value == "" or value == []:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list | tuple):
-        return ",".join(_plain(part) for part in value)
+        return ",".join(plain(part) for part in value)
     if isinstance(value, Mapping):
-        return " ".join(f"{_plain(name)}={_plain(part)}" for name, part in value.items())
+        return " ".join(f"{plain(name)}={plain(part)}" for name, part in value.items())
     text = str(value)
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def _number(value: Any, show: Callable[[float], str]) -> str:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return show(value) if is_number else _plain(value)
+    return show(value) if is_number else plain(value)
 
 
 def _age(value: Any) -> str:
@@ -111,7 +111,7 @@ def _age(value: Any) -> str:
 
 
 def _field(name: str) -> Column:
-    return name, lambda row: _plain(row.get(name))
+    return name, lambda row: plain(row.get(name))
 
 
 def _size(name: str) -> Column:

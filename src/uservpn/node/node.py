@@ -137,6 +137,23 @@ class Node:
         known = self.peers.get(peer)
         return None if known is None else self.flights.ping(known, now)
 
+    def is_linked(self, node: NodeId) -> bool:
+        """Is there a link to it, be it over relays?"""
+        peer = self.peers.get(node)
+        return peer is not None and bool(peer.contact.links)
+
+    def route(self, node: NodeId) -> tuple[NodeId, ...]:
+        """The nodes a message to `node` passes, itself the last; empty: there is no link."""
+        if not self.is_linked(node):
+            return ()
+        return (*self.links[self.peers[node].contact.best().link].hops, node)
+
+    def protocol(self, node: NodeId) -> str | None:
+        """What the direct link to it speaks; None: there is none."""
+        peer = self.peers.get(node)
+        state = peer.contact.direct() if peer is not None else None
+        return state.protocol if state is not None else None
+
     def can_reach(self, node: NodeId, now: float) -> bool:
         """Is there a link, an endpoint to dial, or a relay that is linked with it?"""
         peer = self.peers.get(node)
@@ -354,13 +371,19 @@ class Node:
         table = self.table
         events = table.events
         table.events = []
-        for peer in list(table.touched.values()):  # what follows may touch others
+        table.is_taking = True
+        for peer in table.touched.values():
             self._follow(peer, now)
             if peer.mail.results:
                 self._mailing.report(peer)
             events += peer.tunnel.take_events()
+        table.is_taking = False
         events += table.events
         table.events = []
+        if table.late:
+            table.touched.update(table.late)
+            table.late.clear()
+            events += self.take_events(now)
         return events
 
     def take_transmits(self, room: Room, now: float) -> Batches:

@@ -156,6 +156,9 @@ class Table:
         self.counters = Counters()
         self.events: list[NodeEvent] = []
         self.touched: dict[int, Peer] = {}
+        self.late: dict[int, Peer] = {}
+        """Those that what is done for another one touched, while the touched ones are gone through."""
+        self.is_taking = False
         self.unproven: dict[LinkId, float] = {}
         """Links that nobody has proved to be his, and until when they may stay; soonest first."""
         self._ring = ring
@@ -178,7 +181,10 @@ class Table:
 
     def touch(self, peer: Peer) -> None:
         """Something happens to this peer: the next takes look at it, and its deadline is anew."""
-        self.touched[peer.id] = peer
+        if self.is_taking and peer.id not in self.touched:
+            self.late[peer.id] = peer
+        else:
+            self.touched[peer.id] = peer
 
     def peer(self, node: NodeId) -> Peer:
         """The peer with this number, made if need be."""

@@ -24,6 +24,7 @@ from uservpn.node.options import (
     MessageResult,
     NodeEvent,
     PeerNews,
+    Pong,
 )
 from uservpn.runtime.clock import monotonic, suspended_for, wall_offset
 from uservpn.runtime.pump import Pump
@@ -63,6 +64,7 @@ class Driver:
         """Out-of-band messages whose topic nobody here knows."""
         self._topics: dict[str, Callable[[NodeId, bytes], None]] = {}
         self._results: dict[int, Callable[[bool], None]] = {}
+        self._pings: dict[bytes, asyncio.Future[Pong]] = {}
         self._last_link = 0
         self._generation = node.directory.generation
         self._flush_handle: asyncio.Handle | None = None
@@ -207,6 +209,21 @@ class Driver:
             self._results[token] = on_result
         self.kick()
         return token
+
+    async def ping(self, peer: NodeId) -> Pong:
+        """The answer to a probe over the link in use; waits until it comes: bound the time.
+
+        Without a link it never comes.
+        """
+        answered: asyncio.Future[Pong] = self.loop.create_future()
+        token = self.node.ping(peer, monotonic())
+        if token is not None:
+            self._pings[token] = answered
+            self.kick()
+        try:
+            return await answered
+        finally:
+            self._pings.pop(token or b"", None)
 
     # --- LinkOwner -------------------------------------------------------------------------------
 
@@ -413,6 +430,11 @@ class Driver:
         if on_result is not None:
             on_result(event.delivered)
 
+    def _on_pong(self, event: Pong) -> None:
+        answered = self._pings.get(event.token)
+        if answered is not None and not answered.done():
+            answered.set_result(event)
+
     def _on_offered(self, event: Offered) -> None:
         if self.offer is None:
             self.refuse(event.stream, Fault.NOT_ALLOWED)
@@ -446,6 +468,7 @@ _HANDLERS: Final[dict[type, Callable[..., None]]] = {
     PeerNews: Driver._on_news,
     Message: Driver._on_message,
     MessageResult: Driver._on_message_result,
+    Pong: Driver._on_pong,
     Offered: Driver._on_offered,
     Opened: Driver._on_opened,
     Data: Driver._on_data,
