@@ -17,7 +17,6 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from uservpn.kit.endpoint import Endpoint
 from uservpn.mesh.records import EndpointKind, Known
 
 STAGGER_S: Final = 0.15
@@ -57,11 +56,11 @@ def preferred(
     `own`: this node's endpoints, which are never dialled. `observed`: the hosts that others see this
     node come from; a peer seen at the same one is likely to be behind the same router.
     """
-    seen = {Endpoint.parse(k.endpoint).host for k in known if k.kind == EndpointKind.OBSERVED}
+    seen = {_host(k.endpoint) for k in known if k.kind == EndpointKind.OBSERVED}
     is_neighbour = not seen.isdisjoint(observed)
     places: list[tuple[int, Known]] = []
     for place in known:
-        host = Endpoint.parse(place.endpoint).host
+        host = _host(place.endpoint)
         if place.endpoint in own and place.kind != EndpointKind.FIXED:
             continue
         if place.kind == EndpointKind.LOCAL:
@@ -72,6 +71,10 @@ def preferred(
         else:
             places.append((1 if place.kind == EndpointKind.FIXED else 3, place))
     return [place for _, place in sorted(places, key=lambda ranked: ranked[0])]
+
+
+def _host(endpoint: str) -> str:
+    return endpoint.partition("://")[2].rpartition(":")[0].strip("[]")
 
 
 def _is_private(host: str) -> bool:
@@ -113,8 +116,8 @@ class Dials:
                 old.known = place
                 places[place.endpoint] = old
             elif place.endpoint not in places:
-                protocol, _, rest = place.endpoint.partition("://")
-                places[place.endpoint] = _Place(place, protocol, rest.rpartition(":")[0])
+                protocol = place.endpoint.partition("://")[0]
+                places[place.endpoint] = _Place(place, protocol, _host(place.endpoint))
         self._places = places
         self._queue = [(at, endpoint) for at, endpoint in self._queue if endpoint in places]
 

@@ -99,8 +99,8 @@ class LinkState:
     """Since when the peer owes an answer on this link; None: it does not."""
     probed: bool = False
     """It is silent though its peer owes an answer: others are used where there are any."""
-    early_s: float = 0.0
-    """How much before its time the next KEEPALIVE goes, so that a mesh's do not fall together."""
+    early: float = 0.0
+    """How much before its time the next KEEPALIVE goes, as a share: a mesh's do not fall together."""
     check_s: float = 0.0
     """While streams wait on a silent link: how much silence until it is probed; doubles."""
     in_s: float | None = None
@@ -117,6 +117,8 @@ class LinkState:
     """A lossy one that the peer opened, and that has not been answered yet."""
     is_punch: bool = False
     """It opens a way through a NAT: probed often, for a short time."""
+    keep_s: float = 0.0
+    """How long it may be silent so that a NAT remembers it; 0: the usual time between keep-alives."""
     retry_s: float = RETRY_S
     """When, after `owed_since`, the next probe of a lossy link goes."""
 
@@ -157,6 +159,7 @@ class Contact:
         self._leave_at: float | None = None
         self._used_at = 0.0
         self._plans: list[Plan] = []
+        self._punching: dict[str, float] = {}
 
     @property
     def endpoints(self) -> tuple[str, ...]:
@@ -190,7 +193,6 @@ class Contact:
         now: float,
         relayed: bool = False,
         is_lossy: bool = False,
-        is_punch: bool = False,
     ) -> LinkState:
         """A link to the peer is open (for one we did not dial: and spoken for by a message of it)."""
         if not dialled and not relayed and not is_lossy:
@@ -199,12 +201,13 @@ class Contact:
                 if not state.dialled:
                     self._plans.append(GiveUp(state.link))
         self.dials.came_up(endpoint)
+        is_punch = dialled and now < self._punching.pop(endpoint, now)
         state = LinkState(
             link, protocol, dialled, endpoint, now, now, now,
             relayed=relayed, is_lossy=is_lossy, is_tentative=is_lossy and dialled,
             is_unproved=is_lossy and not dialled, is_punch=is_punch,
         )  # fmt: skip
-        state.early_s = self._jitter(self._keepalive_s / 10)
+        state.early = self._jitter(0.1)
         state.check_s = max(ANSWER_S, self._grace_s / 2)
         if dialled or is_lossy:
             state.owed_since = now  # it has to answer once: a wrong key would never
@@ -239,6 +242,8 @@ class Contact:
             self._failures += 1
         if not self.links and self._lost_at is None:
             self._lost_at = now
+        if state.is_punch and state.is_tentative:
+            return
         if state.is_tentative:
             self.dial_failed(state.endpoint, refused, "refused" if refused else "no answer", now)
             return
@@ -312,6 +317,8 @@ class Contact:
         self, endpoint: str, refused: bool, detail: str, now: float, offline: bool = False
     ) -> None:
         """A dial ended without a link. `offline`: the system says that no way leads there."""
+        if self._punching.pop(endpoint, None) is not None:
+            return
         self.dials.failed(endpoint, refused, now)
         self.last_failure = f"{endpoint}: {detail}"
         self._run_dials(now)
@@ -347,6 +354,14 @@ class Contact:
         if self.direct() is None and not self._is_dialling() and self.endpoints:
             self._dial(now)
 
+    def punch(self, endpoints: Sequence[str], now: float) -> None:
+        """The peer sends to us now, so do we: each side's probes open its own NAT for the other's."""
+        self._punching = {}
+        for endpoint in endpoints:
+            if not any(state.endpoint == endpoint for state in [*self.links, *self.unproved]):
+                self._punching[endpoint] = now + PUNCH_S
+                self._plans.append(Dial(endpoint))
+
     def direct(self) -> LinkState | None:
         """The preferred link that goes over nobody else; a tentative one is none yet."""
         if not self.links or self.links[0].relayed or self.links[0].is_tentative:
@@ -361,6 +376,10 @@ class Contact:
     def best(self) -> LinkState:
         """The link to send over: the preferred one that is not silent. There must be one."""
         return next((state for state in self.links if not state.probed), self.links[0])
+
+    def is_silent(self) -> bool:
+        """Is every link silent though answers are owed?"""
+        return all(state.probed for state in self.links)
 
     def wake(self, now: float) -> None:
         """After sleep, or when the network changed: one try of everything, at once.
@@ -424,9 +443,9 @@ class Contact:
         elif self.has_streams and owed is None and now >= self._check_at(state):
             state.check_s = min(2 * state.check_s, self._keepalive_s)
             self._plans.append(Probe(state.link, False))
-        elif now >= state.sent_at + self._keepalive_s - state.early_s:
+        elif now >= self._keep_at(state):
             state.sent_at = now
-            state.early_s = self._jitter(self._keepalive_s / 10)
+            state.early = self._jitter(0.1)
             self._plans.append(Probe(state.link, True))
         elif now >= state.heard_at + 2.5 * self._keepalive_s:
             self._plans.append(GiveUp(state.link))
@@ -445,7 +464,7 @@ class Contact:
                     times.append(state.owed_since + state.retry_s)
             elif self.has_streams:
                 times.append(self._check_at(state))
-            times.append(state.sent_at + self._keepalive_s - state.early_s)
+            times.append(self._keep_at(state))
             times.append(state.heard_at + 2.5 * self._keepalive_s)
         if self._leave_at is not None:
             times.append(self._leave_at)
@@ -510,6 +529,10 @@ class Contact:
 
     def _is_idle(self) -> bool:
         return not self._is_wanted() and bool(self.links)
+
+    def _keep_at(self, state: LinkState) -> float:
+        span = min(state.keep_s or self._keepalive_s, self._keepalive_s)
+        return state.sent_at + span * (1.0 - state.early)
 
     def _check_at(self, state: LinkState) -> float:
         return max(state.heard_at, state.sent_at) + state.check_s

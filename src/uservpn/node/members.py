@@ -10,9 +10,10 @@ from uservpn.errors import PeerFault
 from uservpn.mesh import topology
 from uservpn.mesh.directory import Directory
 from uservpn.mesh.gossip import DIGEST, Gossip
-from uservpn.mesh.records import Edge, Record, Role, coarse
+from uservpn.mesh.records import Edge, EndpointKind, Known, Record, Role, coarse
 from uservpn.mesh.routes import Routes
 from uservpn.node.options import CloseWanted
+from uservpn.node.reach import Reach
 from uservpn.node.table import Peer, Table
 from uservpn.types import LinkId, NodeId
 from uservpn.wire.constants import Kind
@@ -21,9 +22,10 @@ from uservpn.wire.constants import Kind
 class Members:
     """The node list, and what follows from it for the links."""
 
-    def __init__(self, table: Table, now: float) -> None:
+    def __init__(self, table: Table, reach: Reach, now: float) -> None:
         options = table.options
         self._table = table
+        self._reach = reach
         self.directory = Directory(options.record or Record(options.node, options.boot), now)
         self.gossip = Gossip(self.directory, table.jitter, now)
         self.routes = Routes(table.me)
@@ -84,10 +86,17 @@ class Members:
 
     def learn(self, record: Record) -> None:
         """A record came, or changed: where its node can be dialled. `arrange` after the last."""
-        node = record.node
-        self.routes.forgive(node)
-        if node != self._table.me and node not in self._table.servers:
-            self._table.peer(node).contact.endpoints = record.fixed_endpoints()
+        self.routes.forgive(record.node)
+        if record.node != self._table.me:
+            self.offer(self._table.peer(record.node))
+
+    def offer(self, peer: Peer) -> None:
+        """Tells the contact where its peer can be dialled: by the configuration, and by its record."""
+        configured = self._table.servers.get(peer.id, ())
+        record = self.directory.get(peer.id)
+        known = [Known(EndpointKind.FIXED, endpoint) for endpoint in configured]
+        known += record.endpoints if record is not None else ()
+        peer.contact.offer(self._reach.order(known))
 
     def arrange(self, now: float) -> None:
         """Decides anew whom to keep a link to, and dials who is missing."""

@@ -9,6 +9,7 @@ what a new boot ends, what a lost link means. The parts share one `Table` of pee
     Sizing      how large the messages of datagram links may be
     Mailing     out-of-band messages
     Flights     flight times and the clocks of others
+    Reach       own endpoints, ways through NATs
     Sender      what leaves now, and over which link
 
 Sans-I/O: `now` is monotonic seconds, `wall_s` is added to get the wall clock.
@@ -19,16 +20,18 @@ The driver's contract, in this order: `receive` for what arrived, `on_deadline` 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
 
 from uservpn.errors import Fault, PeerFault, StreamFault
 from uservpn.mesh.contact import Dead, Dial, GiveUp, LinkState, Probe
+from uservpn.mesh.records import Record
 from uservpn.node.admission import CHALLENGE_SIZE, Admission
 from uservpn.node.flights import Flights
 from uservpn.node.mailing import Mailing
 from uservpn.node.members import Members
 from uservpn.node.options import CloseWanted, DialWanted, NodeEvent, NodeOptions
+from uservpn.node.reach import Reach
 from uservpn.node.relaying import Loss, Relaying
 from uservpn.node.sending import Batches, Room, Sender
 from uservpn.node.sizing import Sizing
@@ -63,7 +66,8 @@ class Node:
         self.peers = self.table.peers
         self.links = self.table.links
         self.counters = self.table.counters
-        self.members = Members(self.table, now)
+        self.reach = Reach(self.table, options.record or Record(options.node, options.boot))
+        self.members = Members(self.table, self.reach, now)
         self.directory = self.members.directory
         self.relaying = Relaying(self.table, self.members.routes)
         self.relay = self.relaying.relay
@@ -175,9 +179,15 @@ class Node:
                 self.table.touch(peer)
                 peer.contact.want(now)
 
-    def describe(self, now: float, **changes: object) -> None:
-        """Changes fields of this node's own record (mesh/records.py); the mesh is told."""
-        self.members.describe(now, **changes)
+    def describe(self, now: float, **changes: Any) -> None:
+        """Changes fields of this node's own record (mesh/records.py); the mesh is told.
+
+        Of `endpoints` the fixed ones count; the others come from `moved` and from the peers.
+        """
+        own = self.directory.own
+        roles = changes.get("roles", own.roles)
+        self.reach.configure(changes.get("endpoints", own.endpoints), roles)
+        self.members.describe(now, **changes | {"endpoints": self.reach.endpoints()})
 
     def set_servers(self, servers: Mapping[NodeId, tuple[str, ...]], now: float) -> None:
         """Replaces the configured servers; links and streams of those that stay are untouched."""
@@ -192,18 +202,29 @@ class Node:
             if peer.contact.endpoints and not endpoints:
                 self._end_streams(peer, f"node {peer.id} is no longer configured")
                 peer.contact.leave(now)
-            peer.contact.endpoints = endpoints
+            else:
+                self.members.offer(peer)
         for node in servers:
             peer = self.table.peer(node)
             self.table.touch(peer)
+            self.members.offer(peer)
             peer.contact.want(now)
         self._arrange(now)
 
+    def moved(self, local: Sequence[str], interfaces: Sequence[str], now: float) -> None:
+        """The machine's addresses: where it listens on them, and as `address/prefix`. `wake` too, if new."""
+        self.reach.moved(local, interfaces)
+        self._reach_changed(now)
+
     def wake(self, now: float) -> None:
-        """The machine slept, or its network changed."""
+        """The machine slept, or its network changed: every peer is tried once, at once."""
+        self.reach.wake(now)
+        self._reach_changed(now)
         for peer in self.peers.values():
             self.table.touch(peer)
+            peer.note_needs()
             peer.contact.wake(now)
+        self._seek_ways(now)
 
     def goodbye(self) -> None:
         """Tells every linked peer that this node stops."""
@@ -252,12 +273,15 @@ class Node:
             return
         if entry.hops:
             self.relaying.link_down(link)
+        self.reach.link_down(link)
         peer = entry.peer
         if peer is None:
             return
         self.table.touch(peer)
         peer.note_needs()
         peer.contact.link_down(link, now, refused)
+        if entry.state is not None and entry.state.is_unproved:
+            return  # it carried nothing
         if peer.is_neighbour and peer.contact.direct() is None:
             self.members.neighbour_down(peer)
             self._drop_ways(self.relaying.neighbour_lost(peer, now), now)
@@ -327,6 +351,7 @@ class Node:
             table.events.append(CloseWanted(link))
         self.members.on_deadline(now)
         self._sizing.on_deadline(now)
+        self.reach.on_deadline(now)
         for node, due in self._dues.items():
             if due <= now:
                 table.touch(self.peers[node])
@@ -360,6 +385,7 @@ class Node:
             table.touched = busy
             self._soonest = min(self._dues.values(), default=None)
         times = [self._soonest, self.members.gossip.next_deadline(), self._sizing.next_deadline()]
+        times.append(self.reach.next_deadline())
         if table.unproven:
             times.append(next(iter(table.unproven.values())))
         return min((time for time in times if time is not None), default=None)
@@ -416,7 +442,7 @@ class Node:
     def _seek_soon(self, peer: Peer, now: float) -> None:
         """A relayed way, unless there is a direct link by then."""
         if peer.contact.direct() is None and peer.route_at is None:
-            peer.route_at = now + ROUTE_AFTER_S if peer.contact.endpoints else now
+            peer.route_at = now + ROUTE_AFTER_S if peer.contact.dials.has_fixed else now
 
     def _drop_ways(self, losses: list[Loss], now: float) -> None:
         for link, reason in losses:
@@ -433,7 +459,7 @@ class Node:
                     peer.outbox.append((link, Kind.KEEPALIVE, table.padding(), 0))
                 case Probe(link, False):
                     table.probe(peer, link, now)
-                    if peer.is_needed() and peer.contact.best().probed:
+                    if peer.is_needed() and peer.contact.is_silent():
                         self.relaying.seek(peer, now)
                 case GiveUp(link) if link < 0:
                     self.link_down(link, "no answer over relays", now)
@@ -482,7 +508,10 @@ class Node:
             self.table.bind(link, entry, peer, False, entry.remote, now)
         assert entry.state is not None
         peer.contact.heard(entry.state, now)
-        if not peer.is_neighbour and not entry.hops:
+        if entry.hops:
+            if self.reach.may_meet(peer, now):
+                self.reach.meet(peer, link, now)
+        elif not peer.is_neighbour:
             self._neighbour_up(peer, now)
         if now >= peer.sample_at:
             self.flights.heard(peer, link, entry, header, now)
@@ -511,6 +540,9 @@ class Node:
         peer.contact.proved(state, now)
         if was_unproved:  # it may have moved: what was on its way to the old place is lost
             peer.tunnel.link_lost() if was_linked else peer.tunnel.link_up()
+        if state.is_lossy:
+            self.reach.link_proved(peer, state, now)
+        peer.meet_failures = 0
         if not peer.is_neighbour:
             self._neighbour_up(peer, now)
 
@@ -527,10 +559,13 @@ class Node:
         elif kind == Kind.PROBE:
             answer = self.flights.answer(header, payload, now) + self.table.padding()
             outbox.append((link, Kind.ANSWER, answer, 0))
+            self.reach.probed(link, now)
         elif kind == Kind.ANSWER:
             self._act_answer(peer, link, entry, header, payload, now)
         elif kind in (Kind.MESSAGE, Kind.CONFIRM):
             self._act_mail(peer, link, kind, payload)
+        elif kind == Kind.REACH:
+            self._act_reach(peer, link, entry, payload, now)
         elif kind == Kind.UNREACHABLE:
             self._drop_ways(self.relaying.hear_unreachable(peer, payload, now), now)
         elif kind == Kind.CHALLENGE:
@@ -557,6 +592,25 @@ class Node:
             text = f"node {peer.id} sent a message that makes no sense: {fault}"
             self.table.tell(peer.id, text, "warning")
             self.table.events.append(CloseWanted(link))
+
+    def _act_reach(
+        self, peer: Peer, link: LinkId, entry: LinkEntry, payload: bytes, now: float
+    ) -> None:
+        """How this node, or the peer, can be reached."""
+        try:
+            if self.reach.hear(peer, link, entry, payload, now):
+                self._reach_changed(now)
+        except PeerFault as fault:
+            self.counters.peer_faults += 1
+            text = f"node {peer.id} told addresses that make no sense: {fault}"
+            self.table.tell(peer.id, text, "warning")
+            self.table.events.append(CloseWanted(link))
+
+    def _reach_changed(self, now: float) -> None:
+        """This node's endpoints may be others, and so may be what is worth dialling."""
+        self.members.describe(now, endpoints=self.reach.endpoints())
+        for peer in self.peers.values():
+            self.members.offer(peer)
 
     def _act_answer(
         self, peer: Peer, link: LinkId, entry: LinkEntry, header: Header, payload: bytes, now: float

@@ -24,6 +24,8 @@ class NodeOptions:
     keepalive_s: float = 600.0
     grace_s: float = 60.0
     chacha: bool = False
+    protocols: frozenset[str] = frozenset()
+    """Those of the links that can be opened; empty: all."""
 
 
 class DialWanted(NamedTuple):

@@ -81,6 +81,10 @@ class Peer:
         """When the stamp of a message is looked at again."""
         self.route_at: float | None = None
         """When a relayed way is sought, if there is no direct link by then."""
+        self.meet_at = 0.0
+        """Not before then is a relayed way tried to be replaced by one through NATs (node/reach.py)."""
+        self.meet_failures = 0
+        self.met_at = -60.0
         self.is_onward = False
         """Messages of others wait to be passed on to it."""
         self.relayed_bytes = 0

@@ -57,6 +57,8 @@ class Kind(enum.IntEnum):
     """Out of band: a topic and some bytes, beside the tunnel (mesh/mailbox.py)."""
     CONFIRM = 13
     """Of a MESSAGE that asked for it."""
+    REACH = 14
+    """How its receiver, or its origin, can be reached (node/reach.py)."""
 
 
 # --- implementation -------------------------------------------------------------------------------

@@ -1,0 +1,68 @@
+"""Where others see this node's datagrams come from: what a NAT in between makes of our address.
+
+Each peer that was reached tells what it sees, once for each address that is new to it. The newest word
+counts, as mappings are made anew now and then. Two peers that see two ports at the same time mean a NAT
+with a port for every destination (symmetric, RFC 3489): what one peer sees is then of no use to another.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from uservpn.kit.endpoint import Endpoint
+from uservpn.types import NodeId
+
+SAME_TIME_S: Final = 10.0
+"""Reports this close to each other speak of one mapping, or there is more than one."""
+REPORTS_MAX: Final = 16
+"""Peers whose word is kept; of more the oldest is forgotten."""
+
+
+class Report(NamedTuple):
+    """What one peer saw, and when it said so."""
+
+    endpoint: Endpoint
+    at: float
+
+
+class Observed:
+    """The reports of all peers, for one network; `forget` when it is another one."""
+
+    def __init__(self) -> None:
+        self._reports: dict[NodeId, Report] = {}
+
+    def learn(self, peer: NodeId, endpoint: Endpoint, now: float) -> None:
+        """This peer sees us there."""
+        self._reports.pop(peer, None)
+        self._reports[peer] = Report(endpoint, now)
+        if len(self._reports) > REPORTS_MAX:
+            del self._reports[next(iter(self._reports))]
+
+    def forget(self) -> None:
+        """The network is another one."""
+        self._reports.clear()
+
+    def knows(self, peer: NodeId) -> bool:
+        """Has this peer told?"""
+        return peer in self._reports
+
+    def hosts(self) -> set[str]:
+        """The addresses we are seen at."""
+        return {report.endpoint.host for report in self._reports.values()}
+
+    def newest(self) -> list[Endpoint]:
+        """For IPv4 and IPv6 what was reported last."""
+        found: dict[bool, Report] = {}
+        for report in self._reports.values():
+            found[":" in report.endpoint.host] = report
+        return [report.endpoint for report in found.values()]
+
+    def is_symmetric(self, endpoint: Endpoint) -> bool:
+        """Did somebody see another port of this address at about the same time?"""
+        same = [r for r in self._reports.values() if r.endpoint.host == endpoint.host]
+        newest = max((r.at for r in same), default=0.0)
+        return len({r.endpoint.port for r in same if r.at >= newest - SAME_TIME_S}) > 1
+
+    def usable(self) -> list[Endpoint]:
+        """Where somebody else than the reporter may reach us."""
+        return [endpoint for endpoint in self.newest() if not self.is_symmetric(endpoint)]
