@@ -380,7 +380,6 @@ WRONG = [
     ("duration too short", "[tunnel]\ngrace = '1ms'", 7, "tunnel.grace", ["'1ms'"]),
     ("default exit 0", "[chooser]\ndefault = 0", 7, "chooser.default", ["0", "1 to 254"]),
     ("default exit is no name", "[chooser]\ndefault = 'a b'", 7, "chooser.default", ["'a b'"]),
-    ("rules", "[chooser]\nrules = [{ suffix = 'x', exit = 'us' }]", 7, "chooser.rules", ["yet"]),
     (
         "control.listen",
         "[control]\nlisten = '127.0.0.1:9080'",
@@ -537,7 +536,17 @@ def test_no_text_makes_anything_but_a_config_or_a_config_error(text: str) -> Non
         assert error.problems
 
 
-SECTION_NAMES = ["network", "node", "servers", "entry", "exit", "tunnel", "chooser", "update"]
+SECTION_NAMES = [
+    "network",
+    "node",
+    "servers",
+    "entry",
+    "exit",
+    "tunnel",
+    "chooser",
+    "geo",
+    "update",
+]
 KEY_NAMES = ["id", "key", "keys", "listen", "users", "endpoints", "grace", "default", "allow", "x"]
 VALUES = [
     "1",

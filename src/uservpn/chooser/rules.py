@@ -70,6 +70,8 @@ class RuleSource(NamedTuple):
     target: Target
     file: str = ""
     """Empty: its alternatives stand in the configuration."""
+    condition_count: int = 0
+    """Of alternatives, or of conditions in the file."""
 
 
 class RuleSet:
@@ -115,6 +117,11 @@ class RuleSet:
 
     def __hash__(self) -> int:
         return hash(self._digest)
+
+    @property
+    def sources(self) -> tuple[RuleSource, ...]:
+        """The rules in their order."""
+        return self._sources
 
     @property
     def size(self) -> int:
@@ -302,7 +309,9 @@ class RuleSetBuilder:
         is_guarded = bool(others) or has_exceptions
         index = self._guarded if is_guarded else self._plain
         exceptions: list[Condition] = []
+        count = 0
         for place, condition in enumerate(listed):
+            count += 1
             if condition.is_exception:
                 exceptions.append(condition)
                 continue
@@ -316,7 +325,7 @@ class RuleSetBuilder:
                 tuple(self._alternatives(some) for some in others),
                 _index_of(exceptions),
             )
-        self._sources.append(RuleSource(target, file))
+        self._sources.append(RuleSource(target, file, count))
         self._bases.append(base)
 
     def build(self, digest: bytes) -> RuleSet:

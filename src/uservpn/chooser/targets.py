@@ -20,10 +20,6 @@ _NAME: Final = re.compile(NAME_FORM)
 _NUMBER: Final = re.compile(r"[0-9]{1,3}", re.ASCII)
 RESERVED: Final = frozenset({"auto", "direct", "reject"})
 """Words that `exit` gives a meaning; no group may be called so."""
-EXIT_FORM: Final = (
-    'an exit\'s number (1 to 254) or name, a country such as "us", a group of [chooser.groups], '
-    '"auto", "direct" or "reject"'
-)
 
 
 class Action(enum.Enum):

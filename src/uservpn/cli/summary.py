@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 from uservpn.control.config import Config, fingerprint, state_dir_of
 from uservpn.kit.units import format_duration
@@ -27,6 +28,7 @@ def summary(path: Path, config: Config) -> str:
         f"optimistic {str(config.tunnel.optimistic).lower()}",
         f"chooser  default {config.chooser.default}, "
         f"session idle {format_duration(config.chooser.session_idle)}",
+        *_rules(config),
         f"state    {state_dir_of(config)}",
     ]
     return "\n".join(lines)
@@ -56,6 +58,32 @@ def _exit(config: Config) -> str:
     if config.exit.resolvers:
         lists.append(f"resolvers {_list(config.exit.resolvers)}")
     return "; ".join(["yes", *lists])
+
+
+def _rules(config: Config) -> list[str]:
+    """Rules, lists and groups, where there are some."""
+    rules = config.chooser.rules
+    lines = []
+    if rules is not None:
+        count = sum(source.condition_count for source in rules.sources)
+        lines.append(
+            f"rules    {len(rules)}, with {count} conditions, {-(-rules.size // 1024)} KiB"
+        )
+        for number, source in enumerate(rules.sources, 1):
+            if source.file:
+                what = f"{source.file}, {source.condition_count} conditions -> {source.target}"
+                lines.append(f"list     rule {number}: {what}")
+    for name, group in config.chooser.groups.items():
+        how = _PICKS[group.pick.value]
+        lines.append(f"group    {name}: {how} {_list(group.members)}")
+    return lines
+
+
+_PICKS: Final = {
+    "fastest": "the fastest of",
+    "fallback": "in this order,",
+    "spread": "sites spread over",
+}
 
 
 def _list(values: tuple[object, ...]) -> str:

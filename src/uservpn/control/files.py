@@ -6,6 +6,11 @@ import os
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
+
+MMDB_MARK: Final = b"\xab\xcd\xefMaxMind.com"
+MMDB_TAIL_SIZE: Final = 128 * 1024
+"""The mark stands within so many bytes from the end (MaxMind DB specification 2.0)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +32,20 @@ def read_file(path: Path, size_max: int) -> Content | str:
     except (OSError, ValueError) as error:
         return f"cannot be read ({getattr(error, 'strerror', None) or error})"
     return f"larger than {size_max} bytes" if len(data) > size_max else Content(data, mode)
+
+
+def database_fault(path: Path) -> str | None:
+    """What keeps `path` from being an MMDB file; None: it looks like one, and can be read."""
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - MMDB_TAIL_SIZE))
+            tail = file.read(MMDB_TAIL_SIZE)
+    except FileNotFoundError:
+        return "no such file"
+    except (OSError, ValueError) as error:
+        return f"cannot be read ({getattr(error, 'strerror', None) or error})"
+    return None if MMDB_MARK in tail else "no MMDB file"
 
 
 def exposure(path: Path, content: Content) -> list[str]:

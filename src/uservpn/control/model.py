@@ -10,10 +10,14 @@ import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from uservpn.kit.endpoint import Address, Endpoint
 from uservpn.types import NodeId
+
+if TYPE_CHECKING:  # rules cost memory where there are some, and only there
+    from uservpn.chooser.rules import RuleSet
+    from uservpn.chooser.targets import Group
 
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -91,6 +95,20 @@ class ChooserConfig:
     """An exit's number (int) or name (str); "auto" leaves the choice to the chooser."""
     session_idle: float = 43_200.0
     """Seconds."""
+    rules: RuleSet | None = None
+    """Compiled; None: there are none. Equal when the rules and the content of their files are."""
+    groups: Mapping[str, Group] = field(default_factory=dict)
+    """Exits under a name of their own; `default` may name one."""
+
+
+@dataclass(frozen=True, slots=True)
+class GeoConfig:
+    """`[geo]`: how an exit knows the country of an address."""
+
+    enabled: Literal["auto"] | bool = "auto"
+    """"auto": if a database is named or the package iptocc is installed."""
+    database: Path | None = None
+    """An MMDB file of the owner's; None: the data of iptocc."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +137,7 @@ class Config:
     exit: ExitConfig = ExitConfig()
     tunnel: TunnelConfig = TunnelConfig()
     chooser: ChooserConfig = ChooserConfig()
+    geo: GeoConfig = GeoConfig()
     control: ControlConfig = ControlConfig()
     update: UpdateConfig = UpdateConfig()
     warnings: tuple[str, ...] = field(default=(), compare=False)

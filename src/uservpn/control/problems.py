@@ -18,6 +18,8 @@ KeyPath = tuple[str | int, ...]
 _HEADER: Final = re.compile(r"\s*(\[\[?)\s*([^\[\]=#]+?)\s*\]\]?\s*(?:#.*)?$")
 _KEY: Final = re.compile(r"""\s*((?:"[^"]*"|'[^']*'|[A-Za-z0-9_-]+|\s*\.\s*)+)\s*=""")
 _PART: Final = re.compile(r""""([^"]*)"|'([^']*)'|([A-Za-z0-9_-]+)""")
+_TOKEN: Final = re.compile(r"""#.*$|"(?:[^"\\]|\\.)*"|'[^']*'|[\[\]{},]|[^\s\[\]{},"'#]+""")
+"""A string, a mark of an array or table, or anything else; a comment up to the end of its line."""
 _FOUND_MAX: Final = 100
 
 
@@ -35,9 +37,33 @@ class Lines:
         for length in range(len(path), 0, -1):
             known = path[:length]
             line = self._line_of.get(known) or self._line_of.get((*known, 0))
-            if line is not None:
-                return self._line_of_element(line, value) if isinstance(value, str) else line
+            if line is None:
+                continue
+            step = path[length] if length < len(path) else None
+            if isinstance(step, int):
+                line = self._line_of_item(line, step)
+            return self._line_of_element(line, value) if isinstance(value, str) else line
         return None
+
+    def _line_of_item(self, first: int, index: int) -> int:
+        """Where item `index` of the array begins that begins in line `first`."""
+        depth = count = 0
+        is_between = False
+        for number in range(first, len(self._text) + 1):
+            text = self._text[number - 1]
+            for token in _TOKEN.findall(text[text.find("=") + 1 :] if number == first else text):
+                if token.startswith("#"):
+                    continue
+                if is_between and depth == 1 and token not in "],":
+                    is_between = False
+                    if count == index:
+                        return number
+                    count += 1
+                depth += (token in "[{") - (token in "]}")
+                is_between |= depth == 1 and token in "[,"
+                if depth == 0:
+                    return first
+        return first
 
     def _line_of_element(self, first: int, value: str) -> int:
         """Look for a quoted text inside a value that spans lines, up to the next key."""
@@ -97,6 +123,11 @@ class Problems:
         where = source or self._place(path, value)
         self.sentences.append(f"{where}: {key_text(path)}: found {found}; allowed: {allowed}")
 
+    def add_in(self, file: str, line: int, path: KeyPath, found: str, allowed: str) -> None:
+        """Note one problem of a file that the value at `path` names."""
+        where = f"{file}:{line}" if line else file
+        self.sentences.append(f"{where}: {key_text(path)}: found {found}; allowed: {allowed}")
+
     def note(self, sentence: str, line: int | None = None) -> None:
         """Note a problem of the file as a whole."""
         self.sentences.append(f"{self._file}{f':{line}' if line else ''}: {sentence}")
@@ -114,6 +145,15 @@ def key_text(path: KeyPath) -> str:
     for step in path:
         text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
     return text
+
+
+def reason(text: str, error: ValueError) -> str:
+    """The error's sentence as what was found; its advice is left to what is allowed."""
+    sentence = str(error).partition(": write ")[0]
+    for subject in (repr(text), text):
+        if subject and sentence.startswith(f"{subject} "):
+            return f"{subject}, which{sentence.removeprefix(subject)}"
+    return sentence
 
 
 def shown(value: object) -> str:

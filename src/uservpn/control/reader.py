@@ -11,9 +11,9 @@ import ipaddress
 import re
 from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
-from uservpn.control.files import exposure, read_file
+from uservpn.control.files import database_fault, exposure, read_file
 from uservpn.control.keys import KEY_FORM, decode_key
 from uservpn.control.model import (
     ChooserConfig,
@@ -21,6 +21,7 @@ from uservpn.control.model import (
     ControlConfig,
     EntryConfig,
     ExitConfig,
+    GeoConfig,
     IpNetwork,
     NetworkConfig,
     NodeConfig,
@@ -28,14 +29,15 @@ from uservpn.control.model import (
     TunnelConfig,
     UpdateConfig,
 )
-from uservpn.control.problems import KeyPath, Problems, key_text, shown
+from uservpn.control.problems import KeyPath, Problems, key_text, reason, shown
 from uservpn.control.schema import (
-    NODE_NAME_PATTERN,
+    EXIT_FORM,
     SECTIONS,
     RawChooser,
     RawControl,
     RawEntry,
     RawExit,
+    RawGeo,
     RawNetwork,
     RawNode,
     RawServer,
@@ -49,6 +51,9 @@ from uservpn.kit.endpoint import ADDRESS_FORM, ENDPOINT_FORM, Address, Endpoint
 from uservpn.kit.units import parse_duration
 from uservpn.types import NODE_ID_MAX, NODE_ID_MIN, NodeId
 
+if TYPE_CHECKING:
+    from uservpn.chooser.targets import Group
+
 BUILT_IN_PROTOCOLS: Final = frozenset({"tcp", "udp"})
 LINK_PLUGINS: Final = "uservpn.links"
 KEY_FILE_SIZE_MAX: Final = 4096
@@ -57,7 +62,6 @@ CREDENTIAL_SIZE_MAX: Final = 255
 GRACE_RANGE_S: Final = (1.0, 86_400.0)
 SESSION_IDLE_RANGE_S: Final = (60.0, 365 * 86_400.0)
 
-NODE_NAME: Final = re.compile(NODE_NAME_PATTERN)
 NODE_NUMBER: Final = re.compile(r"[0-9]{1,3}", re.ASCII)
 
 ValueT = TypeVar("ValueT")
@@ -97,7 +101,7 @@ class Reader:
         node = self._node()
         servers = self._servers(extra_servers, node)
         entry, is_exit = self._entry(), self._exit()
-        tunnel, chooser = self._tunnel(), self._chooser()
+        tunnel, chooser, geo = self._tunnel(), self._chooser(node), self._geo()
         control, update = self._control(), self._update()
         if self._problems.sentences or network is None or node is None:
             assert self._problems.sentences
@@ -112,6 +116,7 @@ class Reader:
             is_exit,
             tunnel,
             chooser,
+            geo,
             control,
             update,
             tuple(self._warnings),
@@ -238,19 +243,48 @@ class Reader:
             self._duration(("tunnel", "grace"), raw.grace, GRACE_RANGE_S, default.grace),
         )
 
-    def _chooser(self) -> ChooserConfig:
+    def _chooser(self, node: NodeConfig | None) -> ChooserConfig:
         raw = read_section(self._document, "chooser", RawChooser, self._problems)
-        if raw.rules:
-            rules = f"{len(raw.rules)} rules" if len(raw.rules) > 1 else "a rule"
-            allowed = "an empty array: this version does not apply rules yet"
-            self._problems.add(("chooser", "rules"), rules, allowed)
         idle = self._duration(
             ("chooser", "session_idle"),
             raw.session_idle,
             SESSION_IDLE_RANGE_S,
             ChooserConfig().session_idle,
         )
-        return ChooserConfig(self._exit_choice(raw.default), idle)
+        if not raw.rules and not raw.groups:
+            return ChooserConfig(self._exit_choice(raw.default, {}), idle)
+        from uservpn.control.rules import RulesReader  # memory, for nodes that have rules
+
+        country = node.country if node is not None else None
+        reader = RulesReader(raw, country or "", self._base, self._problems, self._warn)
+        groups = reader.groups()
+        return ChooserConfig(
+            self._exit_choice(raw.default, groups), idle, reader.rules(groups), groups
+        )
+
+    def _geo(self) -> GeoConfig:
+        raw = read_section(self._document, "geo", RawGeo, self._problems)
+        database = self._path_of(("geo", "database"), raw.database)
+        if raw.enabled is False:
+            return GeoConfig(enabled=False, database=database)
+        if database is not None:
+            self._check_database(("geo", "database"), database)
+            self._check_package(("geo", "database"), "maxminddb", shown(raw.database))
+        elif raw.enabled is True:
+            self._check_package(("geo", "enabled"), "iptocc", "true")
+        return GeoConfig("auto" if raw.enabled is None else raw.enabled, database)
+
+    def _check_database(self, place: KeyPath, path: Path) -> None:
+        found = database_fault(path)
+        if found is not None:
+            self._problems.add(place, f"{found}: {path}", "an MMDB file that can be read")
+
+    def _check_package(self, place: KeyPath, name: str, found: str) -> None:
+        from importlib.util import find_spec
+
+        if find_spec(name) is None:
+            allowed = f"this only with the package {name}: pip install 'uservpn[geo]'"
+            self._problems.add(place, found, allowed)
 
     def _control(self) -> ControlConfig:
         raw = read_section(self._document, "control", RawControl, self._problems)
@@ -341,17 +375,17 @@ class Reader:
         allowed = "a network such as 10.0.0.0/8 or fd00::/8, or one address"
         return self._values(("exit", name), texts, ipaddress.ip_network, allowed)
 
-    def _exit_choice(self, choice: int | str | None) -> int | str:
+    def _exit_choice(self, choice: int | str | None, groups: Mapping[str, Group]) -> int | str:
         if choice is None or choice == "auto":
             return "auto"
-        if isinstance(choice, str) and NODE_NAME.fullmatch(choice):
-            return choice
-        number = int(choice) if NODE_NUMBER.fullmatch(str(choice)) else 0
-        if NODE_ID_MIN <= number <= NODE_ID_MAX:
-            return number
-        allowed = '"auto", a number from 1 to 254, or the name of an exit'
-        self._problems.add(("chooser", "default"), shown(choice), allowed)
-        return "auto"
+        from uservpn.chooser.targets import parse_target
+
+        try:
+            parse_target(choice, groups)
+        except ValueError as error:
+            self._problems.add(("chooser", "default"), reason(str(choice), error), EXIT_FORM)
+            return "auto"
+        return int(choice) if NODE_NUMBER.fullmatch(str(choice)) else choice
 
     def _duration(
         self, place: KeyPath, text: str | None, bounds: tuple[float, float], default: float
@@ -382,7 +416,7 @@ class Reader:
         try:
             return read(text)
         except ValueError as error:
-            self._problems.add(place, _reason(text, error), allowed, value=text)
+            self._problems.add(place, reason(text, error), allowed, value=text)
             return None
 
     def _path_of(self, place: KeyPath, text: str | None) -> Path | None:
@@ -440,12 +474,3 @@ def _fits(text: str) -> bool:
 
 def _own(number: int) -> str:
     return f"{number}, the number of this node itself"
-
-
-def _reason(text: str, error: ValueError) -> str:
-    """The error's sentence as what was found; its advice is left to what is allowed."""
-    sentence = str(error).partition(": write ")[0]
-    for subject in (repr(text), text):
-        if subject and sentence.startswith(f"{subject} "):
-            return f"{subject}, which{sentence.removeprefix(subject)}"
-    return sentence

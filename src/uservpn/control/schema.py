@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
@@ -21,6 +22,12 @@ from uservpn.kit.endpoint import ADDRESS_FORM, ENDPOINT_FORM
 from uservpn.kit.units import DURATION_FORM
 
 NODE_NAME_PATTERN: Final = r"[A-Za-z][A-Za-z0-9_.-]{0,31}"
+RULES_MAX: Final = 10_000
+EXITS_FORM: Final = 'the number (1 to 254), the name, or the country ("us") of an exit'
+EXIT_FORM: Final = (
+    'an exit\'s number (1 to 254) or name, a country such as "us", a group of [chooser.groups], '
+    '"auto", "direct" or "reject"'
+)
 
 _SECRET: Final = {"secret": True}
 _Names = Annotated[list[str], Meta(max_length=64)]
@@ -30,6 +37,9 @@ _NodeNumber = Annotated[
 ]
 _Endpoints = Annotated[
     _Names, Meta(description=f"an array of at most 64 strings, each {ENDPOINT_FORM}")
+]
+_Texts = Annotated[
+    str | list[str], Meta(description="a string, or an array of strings of which one must hold")
 ]
 _Networks = Annotated[
     Annotated[list[str], Meta(max_length=10_000)],
@@ -142,11 +152,104 @@ class RawTunnel(_Section, frozen=True):
 class RawChooser(_Section, frozen=True):
     """`[chooser]` as written."""
 
-    default: (
-        Annotated[int | str, Meta(description='"auto", the number or the name of an exit')] | None
-    ) = None
+    default: Annotated[int | str, Meta(description=EXIT_FORM)] | None = None
     session_idle: Annotated[str, Meta(description=DURATION_FORM)] | None = None
-    rules: Annotated[list[Any], Meta(description="an array of rules")] | None = None
+    rules: (
+        Annotated[
+            list[dict[str, Any]],
+            Meta(
+                max_length=RULES_MAX,
+                description=f"an array of at most {RULES_MAX} rules, such as "
+                '{ suffix = "example.com", exit = "us" }',
+            ),
+        ]
+        | None
+    ) = None
+    groups: (
+        Annotated[
+            dict[str, dict[str, Any]],
+            Meta(
+                max_length=254,
+                description="a table of groups, such as "
+                '{ fast = { pick = "fastest", exits = ["us", 3] } }',
+            ),
+        ]
+        | None
+    ) = None
+
+
+class RawGroup(_Section, frozen=True):
+    """A table of `[chooser.groups]` as written."""
+
+    pick: (
+        Annotated[
+            Literal["fastest", "fallback", "spread"],
+            Meta(description='"fastest", "fallback" or "spread"'),
+        ]
+        | None
+    ) = None
+    exits: (
+        Annotated[
+            list[int | str],
+            Meta(
+                min_length=1,
+                max_length=254,
+                description=f"an array of 1 to 254 exits, each {EXITS_FORM}",
+            ),
+        ]
+        | None
+    ) = None
+
+
+class RawRule(_Section, frozen=True):
+    """A rule of `chooser.rules` as written."""
+
+    exact: _Texts | None = None
+    suffix: _Texts | None = None
+    keyword: _Texts | None = None
+    wildcard: _Texts | None = None
+    regex: _Texts | None = None
+    cidr: _Texts | None = None
+    port: (
+        Annotated[
+            int | str | list[int | str],
+            Meta(description='a port, a range such as "8000-8999", or an array of them'),
+        ]
+        | None
+    ) = None
+    country: _Texts | None = None
+    all: Annotated[Literal[True], Meta(description="true")] | None = None
+    file: Annotated[str, Meta(min_length=1, description="the path of a list of sites")] | None = (
+        None
+    )
+    format: (
+        Annotated[
+            Literal["auto", "domains", "clash", "autoproxy"],
+            Meta(description='"auto", "domains", "clash" or "autoproxy"'),
+        ]
+        | None
+    ) = None
+    exit: Annotated[int | str, Meta(description=EXIT_FORM)] | None = None
+    avoid: (
+        Annotated[
+            str | list[str],
+            Meta(description='countries whose exits are not used, such as ["cn", "ru"]'),
+        ]
+        | None
+    ) = msgspec.field(default=None, name="not")
+    strict: Annotated[bool, Meta(description="true or false")] | None = None
+
+
+class RawGeo(_Section, frozen=True):
+    """`[geo]` as written."""
+
+    enabled: Annotated[Literal["auto"] | bool, Meta(description='"auto", true or false')] | None = (
+        None
+    )
+    database: (
+        Annotated[str, Meta(min_length=1, description="the path of an MMDB file with countries")]
+        | None
+    ) = None
 
 
 class RawControl(_Section, frozen=True):
@@ -169,6 +272,7 @@ SECTIONS: Final = (
     "exit",
     "tunnel",
     "chooser",
+    "geo",
     "control",
     "update",
 )
@@ -209,7 +313,7 @@ def read_table(
     table: Mapping[str, object], place: KeyPath, kind: type[SectionT], problems: Problems
 ) -> SectionT:
     """Convert key by key; a key that is unknown or wrong is noted and left out."""
-    fields = {field.name: field.type for field in msgspec.structs.fields(kind)}
+    fields = _fields(kind)
     note_unknown(table, place, tuple(fields), problems)
     good = {}
     for name, value in table.items():
@@ -225,6 +329,12 @@ def read_table(
             found = f"a value of the kind {kind_of(value)}" if is_secret else shown(value)
             problems.add((*place, name), found, allowed)
     return msgspec.convert(good, kind)
+
+
+@cache
+def _fields(kind: type[_Section]) -> dict[str, Any]:
+    """The types of the keys of a table, by their names in the file."""
+    return {field.encode_name: field.type for field in msgspec.structs.fields(kind)}
 
 
 def note_unknown(
