@@ -82,6 +82,14 @@ def load_plugins(protocols: set[str]) -> dict[str, LinkPlugin | PluginFactory]:
     return plugins
 
 
+def _find_plugin(protocol: str) -> LinkPlugin | PluginFactory | None:
+    """The plug-in for a protocol that another node has, if it is installed here."""
+    try:
+        return load_plugins({protocol})[protocol]
+    except ConfigError:
+        return None
+
+
 def _servers(servers: tuple[ServerConfig, ...]) -> dict[NodeId, tuple[str, ...]]:
     return {server.id: tuple(map(str, server.endpoints)) for server in servers}
 
@@ -154,6 +162,7 @@ class Service:
             wall_s=wall_offset(),
         )
         self.driver = Driver(self.node, load_plugins(_protocols(config)), loop, self._offer)
+        self.driver.find_plugin = _find_plugin
         self._resolver = self._new_resolver(config)
         self.kept = KeptConnections(loop)
         self.exit = Exit(self.driver, _policy(config), self._resolver, kept=self.kept)

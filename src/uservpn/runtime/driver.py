@@ -59,7 +59,10 @@ class Driver:
         """Set when the node list has news; cleared by whoever takes them."""
         self.listening: dict[str, Listener] = {}
         self.plugins: dict[str, LinkPlugin] = {}
-        """By protocol; more may come with a reload."""
+        """By protocol; more may come with a reload, or with what other nodes say of themselves."""
+        self.find_plugin: Callable[[str], LinkPlugin | PluginFactory | None] | None = None
+        """Looks for a protocol that is not in `plugins`; asked once for each."""
+        self._not_installed: set[str] = set()
         self.messages_ignored = 0
         """Out-of-band messages whose topic nobody here knows."""
         self._topics: dict[str, Callable[[NodeId, bytes], None]] = {}
@@ -381,9 +384,9 @@ class Driver:
     async def _dial(self, peer: NodeId, text: str) -> None:
         try:
             endpoint = Endpoint.parse(text)
-            plugin = self.plugins.get(endpoint.protocol)
+            plugin = self._plugin(endpoint.protocol)
             if plugin is None:
-                raise OSError(f"the protocol {endpoint.protocol} is not loaded")
+                raise OSError(f"no link plug-in for the protocol {endpoint.protocol} is installed")
             link = await asyncio.wait_for(
                 plugin.connect(endpoint, self.node.codec, self), timeout=DIAL_LIMIT_S
             )
@@ -402,6 +405,16 @@ class Driver:
             return
         self._up(link, peer, text)
         self.kick()
+
+    def _plugin(self, protocol: str) -> LinkPlugin | None:
+        """The plug-in; one that the configuration does not name comes with the first dial."""
+        if protocol not in self.plugins and protocol not in self._not_installed:
+            found = self.find_plugin(protocol) if self.find_plugin is not None else None
+            if found is None:
+                self._not_installed.add(protocol)
+            else:
+                self.add_plugins({protocol: found})
+        return self.plugins.get(protocol)
 
     def _dial_failed(self, peer: NodeId, text: str, refused: bool, detail: str) -> None:
         self.node.dial_failed(peer, text, refused, detail, monotonic())
