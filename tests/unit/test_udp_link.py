@@ -12,7 +12,7 @@ import pytest
 import uvloop
 
 from uservpn.kit.endpoint import Endpoint
-from uservpn.links import gso, udp, udp_socket
+from uservpn.links import gso, knock, udp, udp_socket
 from uservpn.links.base import NodePlugin, PluginFactory
 from uservpn.links.udp import PAYLOAD_BASE, PLUGIN, UNPROVED_MAX, UdpPlugin
 from uservpn.links.udp_socket import QUEUE_MAX, ROOM, UdpSocket
@@ -23,6 +23,8 @@ from world import KEY
 
 CODEC = HeaderCodec(KeyRing((KEY,)))
 PATIENCE_S = 10.0
+KNOCKS = 1
+"""Foreign datagrams of a dial itself: the question whether anybody is there."""
 
 
 def _message(number: int, size: int, rng: random.Random) -> list[bytes]:
@@ -71,6 +73,10 @@ class Owner:
 
     def link_closed(self, link, reason) -> None:
         self.closed.append((link, reason))
+        self.news.set()
+
+    def link_refused(self, link) -> None:
+        self.closed.append((link, "refused"))
         self.news.set()
 
     async def until(self, condition) -> None:
@@ -155,7 +161,7 @@ def test_every_message_arrives_as_it_was_and_in_order(run, monkeypatch, host, of
             assert bench.here.got == expected[:1] and bench.here.by == [bench.link]
             total = sum(len(header) + len(body) for header, body in sent)
             assert bench.link.bytes_out == accepted.bytes_in == total
-            assert not bench.here.opened and not bench.sock.counters.foreign
+            assert not bench.here.opened and bench.sock.counters.foreign == KNOCKS
 
     run(work)
 
@@ -303,7 +309,7 @@ def test_what_the_network_says_of_one_datagram_is_weather(run, number):
     run(work)
 
 
-def test_datagrams_to_a_port_where_nobody_is_do_not_hurt_the_socket(run):
+def test_datagrams_to_a_port_where_nobody_is_do_not_hurt_the_socket(run, monkeypatch):
     """The kernel hears "port unreachable" from the other side; neither reads nor writes fail."""
     rng = random.Random(1)
 
@@ -312,6 +318,7 @@ def test_datagrams_to_a_port_where_nobody_is_do_not_hurt_the_socket(run):
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
                 other.bind(("127.0.0.1", 0))
                 nobody = other.getsockname()[1]
+            monkeypatch.setattr(knock, "SILENCE_S", PATIENCE_S)
             dead = await bench.dial(nobody)
             assert dead.sock is bench.link.sock
             for serial in range(50):
@@ -377,7 +384,8 @@ def test_foreign_datagrams_make_no_link_and_get_no_answer(run):
                 bench.link.send([header, body])
                 await bench.there.until(lambda: bench.there.got)
                 assert bench.there.got == [(1, body)] and len(bench.there.opened) == 1
-                assert bench.sock.counters.foreign == len(datagrams) - 1  # an empty one is nothing
+                # an empty one is nothing
+                assert bench.sock.counters.foreign == len(datagrams) - 1 + KNOCKS
                 stranger.setblocking(False)
                 with pytest.raises(BlockingIOError):
                     stranger.recv(10)
@@ -513,6 +521,66 @@ def test_links_of_a_socket_that_listens_no_more_go_on_from_another(run):
             assert accepted.sock is not bench.sock and not bench.there.closed
             (row,) = bench.server.describe()
             assert not row["listening"] and row["links"] == 1
+
+    run(work)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_dial_to_where_nobody_is_ends_refused(run, host):
+    """So that a node that was killed counts as dead at once, over UDP alone too."""
+
+    async def work() -> None:
+        async with Bench(host) as bench:
+            bench.sock.close()
+            link = await bench.dial(bench.sock.port)
+            await bench.here.until(lambda: (link, "refused") in bench.here.closed)
+            assert link.address not in link.sock.links
+
+    run(work)
+
+
+def test_a_link_whose_peer_was_killed_ends_refused_with_the_first_repeated_question(
+    run, monkeypatch
+):
+    monkeypatch.setattr(udp_socket, "QUIET_S", 0.05)
+    monkeypatch.setattr(knock, "SILENCE_S", 0.05)
+    rng = random.Random(3)
+
+    async def work() -> None:
+        async with Bench() as bench:
+            bench.link.send(_message(1, 100, rng))
+            await bench.there.until(lambda: bench.there.got)
+            bench.there.opened[0].send(_message(2, 100, rng))
+            await bench.here.until(lambda: bench.here.got)
+            bench.sock.close()
+            for serial in range(100):
+                bench.link.send(_message(3 + serial, 100, rng))
+                if bench.here.closed:
+                    break
+                await asyncio.sleep(0.02)
+            assert bench.here.closed == [(bench.link, "refused")]
+
+    run(work)
+
+
+def test_a_refusal_of_a_link_that_is_heard_counts_for_nothing(run, monkeypatch):
+    """A router may refuse what does not come from the link's own port; ICMP can be forged."""
+    monkeypatch.setattr(knock, "SILENCE_S", 0.1)
+    rng = random.Random(3)
+
+    async def work() -> None:
+        async with Bench() as bench:
+            bench.link.send(_message(1, 100, rng))
+            await bench.there.until(lambda: bench.there.got)
+            (accepted,) = bench.there.opened
+            asked = bench.link.knock
+            assert asked is not None
+            asked.cancel()  # as if the refusal had just been read
+            asked._timer = asyncio.get_running_loop().call_later(0.1, bench.link._refused)
+            accepted.send(_message(2, 100, rng))
+            await bench.here.until(lambda: bench.here.got)
+            await asyncio.sleep(0.2)
+            assert not bench.here.closed
 
     run(work)
 

@@ -87,6 +87,9 @@ class LinkOwner(Protocol):
     def link_closed(self, link: Link, reason: str) -> None:
         """The link is gone."""
 
+    def link_refused(self, link: Link) -> None:
+        """As `link_closed`: nobody is there, says the machine at the other end."""
+
 
 class Listener(Protocol):
     """What `serve` gives, such as an `asyncio.AbstractServer`."""

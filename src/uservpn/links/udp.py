@@ -86,6 +86,7 @@ class UdpPlugin:
         if old is not None:
             sock.forget(old, "dialled anew")
         sock.links[address] = link
+        link.ask()
         return link
 
     async def serve(self, endpoint: Endpoint, codec: HeaderCodec, owner: LinkOwner) -> UdpListener:

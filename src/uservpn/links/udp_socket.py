@@ -20,6 +20,7 @@ from typing import Any, Final, Protocol
 
 from uservpn.links import gso
 from uservpn.links.base import LinkCaps, LinkOwner
+from uservpn.links.knock import Knock
 from uservpn.types import Buffer, LinkId
 from uservpn.wire.constants import HEADER_SIZE, KIB, MIB, TAG_SIZE
 from uservpn.wire.header import Header, HeaderCodec
@@ -40,6 +41,9 @@ TURN_MANY: Final = 8
 """Reads without a pause that are worth a larger buffer."""
 PAUSE_S: Final = 1.0
 """A socket that cannot be read is left alone for so long."""
+QUIET_S: Final = 1.0
+"""Who sends more so long after what was not answered asks whether anybody is there."""
+ASK_EVERY_S: Final = 4.0
 MESSAGE_MIN: Final = HEADER_SIZE + TAG_SIZE
 _ANCILLARY_SIZE: Final = socket.CMSG_SPACE(4) + socket.CMSG_SPACE(gso.PKTINFO6.size)
 _NO_SEGMENTS: Final = frozenset({errno.EIO, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOPROTOOPT})
@@ -70,11 +74,14 @@ class UdpLink:
     __slots__ = (
         "address",
         "ancillary",
+        "asked_at",
         "bytes_in",
         "bytes_out",
         "caps",
         "id",
         "is_dialled",
+        "is_unanswered",
+        "knock",
         "local",
         "note",
         "owner",
@@ -105,6 +112,11 @@ class UdpLink:
         """Makes datagrams leave from the address that the peer knows."""
         self.note = b""
         """What the kernel said of the last datagram's destination."""
+        self.is_unanswered = False
+        """Something was sent, at `asked_at`, and nothing came since."""
+        self.asked_at = 0.0
+        self.knock: Knock | None = None
+        """Asks the other machine whether anybody is there; the link being heard ends it."""
 
     def room(self) -> int:
         """Bytes; <= 0 while the socket has a queue."""
@@ -116,7 +128,29 @@ class UdpLink:
 
     def close(self) -> None:
         """The address is forgotten: whatever still comes from it makes a new link."""
-        self.sock.forget(self, "closed")
+        self.sock.forget(self)
+
+    def ask(self) -> None:
+        """Is anybody there? If not, a dialled link ends soon."""
+        if self.is_dialled and self.knock is None:
+            self.knock = Knock(self.sock.family, self.address, self._refused)
+
+    def heard_nothing(self) -> None:
+        """For a while, though there was something to answer."""
+        if self.knock is not None:
+            self.knock.cancel()
+            self.knock = None
+        self.ask()
+
+    def heard(self) -> None:
+        """Messages came."""
+        self.is_unanswered = False
+        if self.knock is not None:
+            self.knock.cancel()
+            self.knock = None
+
+    def _refused(self) -> None:
+        self.sock.forget(self, is_refused=True)
 
 
 class Acceptor(Protocol):
@@ -182,14 +216,21 @@ class UdpSocket:
         if self._pause is not None:
             self._pause.cancel()
         self._queue.clear()
+        for link in self.links.values():
+            link.heard()  # nobody waits for an answer any more
         self._sock.close()
 
-    def forget(self, link: UdpLink, reason: str) -> None:
+    def forget(self, link: UdpLink, reason: str = "closed", is_refused: bool = False) -> None:
         """The link is no more; its owner is told soon."""
         if self.links.get(link.address) is link:
             del self.links[link.address]
         self._waiting.pop(link.id, None)
-        self._loop.call_soon(link.owner.link_closed, link, reason)
+        if link.knock is not None:
+            link.knock.cancel()
+        if is_refused:
+            self._loop.call_soon(link.owner.link_refused, link)
+        else:
+            self._loop.call_soon(link.owner.link_closed, link, reason)
 
     def adopt(self, link: UdpLink) -> None:
         """The link moves here from another socket."""
@@ -215,6 +256,12 @@ class UdpSocket:
         """Headers and payloads in turns; whatever cannot go now is queued, beyond QUEUE_MAX dropped."""
         if self._is_closed:
             return
+        if not link.is_unanswered:
+            link.is_unanswered = True
+            link.asked_at = self._loop.time()
+        elif self._loop.time() >= link.asked_at + QUIET_S:
+            link.asked_at = self._loop.time() + ASK_EVERY_S
+            link.heard_nothing()
         rest: Sequence[Buffer] = batch if self._queue else self._write(link, batch)
         if not rest:
             return
@@ -333,6 +380,7 @@ class UdpSocket:
                 if note != link.note and not link.is_dialled:
                     self._note_local(link, note)
                 link.bytes_in += size
+                link.heard()
             position += size
             total += size
             if position > size_max or total > TURN_SIZE:

@@ -286,6 +286,12 @@ class Driver:
         elif self._tasks:
             self._stillborn.add(link.id)
 
+    def link_refused(self, link: Link) -> None:
+        """The link is gone: nobody is there."""
+        if self.links.pop(link.id, None) is not None:
+            self.node.link_down(link.id, "refused", monotonic(), refused=True)
+            self.kick()
+
     # --- the loop --------------------------------------------------------------------------------
 
     def kick(self) -> None:
