@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import random
+import re
 import socket
 import subprocess
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import socks
 
 from mesh import (
     BLOCK,
@@ -25,6 +29,8 @@ from mesh import (
 )
 
 SIZE = 16 << 20
+KILLED_S = 10.0
+"""A program whose exit was killed hears it within so long; nothing but silence tells over UDP."""
 
 
 class UdpMesh:
@@ -119,3 +125,59 @@ def test_foreign_datagrams_have_no_effect_and_get_no_answer(mesh, site):
             stranger.recv(100)
     assert len(mesh.server.status()["links"]) == 1
     assert curl(mesh.entry, f"http://127.0.0.1:{site.port}/5000").stdout == BLOCK[:5000]
+
+
+def _stalled(port: int) -> socket.socket:
+    """A site that takes a connection and says nothing."""
+    listener = socket.create_server(("127.0.0.1", port))
+    listener.settimeout(20)
+    return listener
+
+
+def test_connections_end_when_the_exit_is_killed(site, tmp_path):
+    """R39 without any TCP link: the peer's machine says that nobody is there, once it is asked."""
+    mesh = UdpMesh(tmp_path)
+    try:
+        with _stalled(free_port()) as listener:
+            program = socks.socksocket()
+            program.set_proxy(socks.SOCKS5, "127.0.0.1", mesh.entry, rdns=True)
+            program.settimeout(30)
+            program.connect(("127.0.0.1", listener.getsockname()[1]))
+            program.sendall(b"hello")
+            peer, _ = listener.accept()
+            assert peer.recv(5) == b"hello"
+            peer.sendall(b"x")
+            assert program.recv(1) == b"x"
+            mesh.server.process.kill()
+            began = time.monotonic()
+            with contextlib.suppress(ConnectionError):
+                assert program.recv(1) == b""
+            assert time.monotonic() - began < KILLED_S
+            program.close()
+            peer.close()
+    finally:
+        mesh.server.stop()
+        mesh.client.stop()
+
+
+def test_a_node_with_both_kinds_of_links_survives_the_loss_of_either(site, tmp_path):
+    """Server and client have udp:// and tcp://; a restarted server is found over one of them again."""
+    port, entry = free_port(), free_port()
+
+    def both(text: str) -> str:
+        return re.sub(r'"tcp://([^"]*)"', r'"udp://\1", "tcp://\1"', text)
+
+    server = NodeProcess(tmp_path / "1", both(server_text(tmp_path / "1", port)))
+    client = NodeProcess(tmp_path / "7", both(client_text(tmp_path / "7", entry, {1: port})))
+    try:
+        wait_until(client.is_linked)
+        assert curl(entry, f"http://127.0.0.1:{site.port}/70000").stdout == BLOCK[:70_000]
+        server.process.kill()
+        server.stop()
+        server = NodeProcess(tmp_path / "1", both(server_text(tmp_path / "1", port)))
+        wait_until(
+            lambda: curl(entry, f"http://127.0.0.1:{site.port}/70000").stdout == BLOCK[:70_000]
+        )
+    finally:
+        client.stop()
+        server.stop()

@@ -235,3 +235,67 @@ def test_messages_go_to_their_topic_and_a_failing_handler_hurts_nobody(caplog):
 
     _run(main)
     assert "Message was not dealt with" in caplog.text
+
+
+def test_a_protocol_that_only_other_nodes_have_is_loaded_with_the_first_dial():
+    """Asked for once, also where it is not installed."""
+
+    async def main():
+        plugin = FakePlugin()
+        client = make_driver({}, 7, {1: ("fake://127.0.0.1:1",), 2: ("none://127.0.0.1:1",)})
+        server = make_driver({}, 1, {})
+        plugin.servers[1] = server
+        asked = []
+        client.find_plugin = lambda name: asked.append(name) or {"fake": plugin}.get(name)
+        client.start()
+        await _until(lambda: client.node.peers[1].contact.direct())
+        await _until(lambda: client.node.peers[2].contact.last_failure)
+        client.node.wake(client.loop.time())
+        client.kick()
+        await asyncio.sleep(0.01)
+        assert sorted(asked) == ["fake", "none"]
+        assert "no link plug-in" in client.node.peers[2].contact.last_failure
+        await client.close()
+        await server.close()
+
+    _run(main)
+
+
+def test_plug_ins_with_sockets_of_a_node_are_made_once_for_each_node_and_closed_with_it():
+    class Plugin(FakePlugin):
+        def __init__(self):
+            super().__init__()
+            self.calls = []
+
+        async def serve(self, endpoint, codec, owner):
+            raise NotImplementedError
+
+        def rebind(self):
+            self.calls.append("rebind")
+
+        def describe(self):
+            return [{"protocol": "fake"}]
+
+        def close(self):
+            self.calls.append("close")
+
+    class Factory:
+        scheme = "fake"
+        made = []
+
+        def for_node(self):
+            self.made.append(Plugin())
+            return self.made[-1]
+
+    async def main():
+        factory = Factory()
+        one, two = (make_driver({"fake": factory}, node, {}) for node in (1, 2))
+        one.add_plugins({"fake": factory})  # as a reload does
+        assert len(factory.made) == 2
+        one.rebind()
+        assert one.sockets() == [{"protocol": "fake"}]
+        await one.close()
+        assert [plugin.calls for plugin in factory.made] == [["rebind", "close"], []]
+        await two.close()
+
+    _run(main)

@@ -208,7 +208,7 @@ class Contact:
             is_unproved=is_lossy and not dialled, is_punch=is_punch,
         )  # fmt: skip
         state.early = self._jitter(0.1)
-        state.check_s = max(ANSWER_S, self._grace_s / 2)
+        self.used(state, now)
         if dialled or is_lossy:
             state.owed_since = now  # it has to answer once: a wrong key would never
         if is_punch or state.is_unproved:
@@ -311,7 +311,12 @@ class Contact:
     def used(self, state: LinkState, now: float) -> None:
         """Streams moved on this link: silence from now on is probed early, then ever less often."""
         self._used_at = now
-        state.check_s = max(ANSWER_S, self._grace_s / 2)
+        if state.is_lossy and state.dialled:
+            state.check_s = (
+                RETRY_S  # no connection breaks when its peer is killed: it has to be asked
+            )
+        else:
+            state.check_s = max(ANSWER_S, self._grace_s / 2)
 
     def dial_failed(
         self, endpoint: str, refused: bool, detail: str, now: float, offline: bool = False
