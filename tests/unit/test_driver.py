@@ -281,7 +281,9 @@ def test_plug_ins_with_sockets_of_a_node_are_made_once_for_each_node_and_closed_
 
     class Factory:
         scheme = "fake"
-        made = []
+
+        def __init__(self):
+            self.made = []
 
         def for_node(self):
             self.made.append(Plugin())
