@@ -21,6 +21,7 @@ from uservpn import __version__
 from uservpn.chooser.chooser import Chooser
 from uservpn.chooser.geo import distance_km
 from uservpn.chooser.site import site_of
+from uservpn.chooser.targets import parse_target
 from uservpn.control.client import ControlError
 from uservpn.control.config import Config, ServerConfig, diff, load, state_dir_of
 from uservpn.control.places import control_socket
@@ -172,7 +173,7 @@ class Service:
         self.exits = ExitsView(self.node, tuple(servers))
         self.chooser = Chooser(
             self.exits,
-            config.chooser.default,
+            parse_target(config.chooser.default, {}),
             site_of=site_of,
             wall_s=lambda: self.node.wall_s,
             idle_s=config.chooser.session_idle,
@@ -245,7 +246,9 @@ class Service:
             self.node.set_servers(_servers(config.servers), monotonic())
         self.driver.kick()
         self.exits.servers = tuple(_servers(config.servers))
-        self.chooser.reconfigure(config.chooser.default, None, config.chooser.session_idle)
+        self.chooser.reconfigure(
+            parse_target(config.chooser.default, {}), None, config.chooser.session_idle
+        )
         if "exit" in changed:
             self.exit.reconfigure(_policy(config), resolver)
         if resolver is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given
@@ -21,10 +22,12 @@ from uservpn.chooser.measure import (
     Series,
     Trip,
 )
+from uservpn.chooser.rules import Verdict
 from uservpn.chooser.site import site_of
 from uservpn.chooser.targets import Action, Candidate, Selector, Target
 from uservpn.chooser.testing import (
     KEEP,
+    RESOLVE,
     Budget,
     Finding,
     Inquiry,
@@ -323,12 +326,24 @@ class FakeMesh:
 
 
 class FakeRules:
-    def __init__(self, *rules: tuple[str, Target]) -> None:
-        self.rules = dict(rules)
+    """A target by host; with a country, only for sites there."""
 
-    def find(self, host: str, port: int, country: str) -> tuple[Target, str] | None:
+    def __init__(self, *rules: tuple[str, Target], country: str = "") -> None:
+        self.rules = dict(rules)
+        self.country = country
+
+    def match(self, host: str, port: int, country: str | None = None) -> Verdict:
         found = self.rules.get(host)
-        return None if found is None else (found, f"rule {host}")
+        if found is None or (self.country and country not in (self.country, None)):
+            return Verdict(None, False)
+        if self.country and country is None:
+            return Verdict(None, True)
+        return Verdict(FakeMatch(found, f"rule {host}"), False)  # type: ignore[arg-type]
+
+
+class FakeMatch(NamedTuple):
+    target: Target
+    text: str
 
 
 def state(node: int, name: str, country: str, flight_ms: float | None) -> ExitState:
@@ -349,6 +364,8 @@ class World:
         self.now = 1000.0
         self.connect_ms: dict[int, float] = {1: 100.0, 2: 5.0, 3: 200.0}
         self.asked: list[tuple[int, Inquiry]] = []
+        self.country = ""
+        self.addresses: tuple[str, ...] = ()
         self.chooser = Chooser(
             self.mesh,
             site_of=site_of,
@@ -357,17 +374,20 @@ class World:
         )
 
     def visit(self, host: str = "a.example.com", user: str = "", port: int = 443) -> Choice:
-        """One connection; a trial is played through."""
+        """One connection; trials are played through."""
         found = self.chooser.choose(host, port, user, self.now)
         if isinstance(found, Choice):
             self.answer()
             return found
         assert isinstance(found, Trial)
         found.waiters.append(object())
-        self.answer()
-        if not found.is_decided:
-            self.now = max(self.now, found.cut_at)
-            self.chooser.cut(found, self.now)
+        for _ in range(2):  # one for a country, one for the exit
+            begun = self.chooser.take_begun()
+            self.answer()
+            for trial in begun:
+                if not trial.is_decided:
+                    self.now = max(self.now, trial.cut_at)
+                    self.chooser.cut(trial, self.now)
         ((_, choice),) = self.chooser.take_decided()
         return choice
 
@@ -377,6 +397,10 @@ class World:
             self.asked.append((exit, test))
             connect = self.connect_ms.get(exit)
             if connect is not None:
+                if test.flags & RESOLVE:
+                    finding = Finding(test.token, Fault.NONE, 5, 0.0, self.country, self.addresses)
+                    answers.append((self.now + 0.02, exit, finding))
+                    continue
                 after = ((self.mesh.flight_ms(exit) or 0.0) + connect) / 1000
                 answers.append(
                     (self.now + after, exit, Finding(test.token, Fault.NONE, 0, connect))
@@ -540,15 +564,54 @@ def test_a_rule_narrows_rejects_or_goes_direct() -> None:
     world = World(rules=rules)
     assert world.visit("us.example")[:2] == (2, "rule us.example")
     assert world.visit("no.example").fault is Fault.NOT_ALLOWED
-    assert world.visit("here.example").is_direct
     assert world.visit("away.example").exit == 3
+
+
+def test_a_direct_target_gets_its_address_from_an_exit() -> None:
+    """Never from a resolver of this machine (R42); it is asked for once a minute."""
+    world = World(rules=FakeRules(("here.example", Target(Action.DIRECT, text="direct"))))
+    world.addresses = ("192.0.2.7", "2001:db8::7")
+    choice = world.visit("here.example")
+    assert (choice.is_direct, choice.addresses) == (True, world.addresses)
+    assert [(exit, test.flags) for exit, test in world.asked] == [(1, RESOLVE), (2, RESOLVE)]
+    assert world.visit("here.example").addresses == world.addresses
+    assert len(world.asked) == 2
+    world.now += 61
+    world.connect_ms.clear()
+    refused = world.visit("here.example")
+    assert (refused.exit, refused.is_direct, refused.fault) == (0, False, Fault.TIMEOUT)
+
+
+def test_a_direct_number_needs_nobody() -> None:
+    world = World(rules=FakeRules(("192.0.2.9", Target(Action.DIRECT, text="direct"))))
+    assert world.visit("192.0.2.9").addresses == ("192.0.2.9",)
+    assert not world.asked
+
+
+def test_nothing_is_linked_and_a_direct_name_is_refused() -> None:
+    world = World(rules=FakeRules(("here.example", Target(Action.DIRECT, text="direct"))))
+    world.mesh.unlinked.update((1, 2, 3))
+    assert world.visit("here.example").fault is Fault.TIMEOUT
+
+
+def test_a_rule_for_a_country_asks_where_the_site_is() -> None:
+    rule = Target(Action.EXIT, (Selector(number=3),), text="3")
+    world = World(rules=FakeRules(("a.example.com", rule), country="JP"))
+    world.country = "JP"
+    assert world.visit()[:2] == (3, "rule a.example.com")
+    assert [test.flags for _, test in world.asked][:2] == [RESOLVE, RESOLVE]
+    other = World(rules=FakeRules(("a.example.com", rule), country="JP"))
+    assert other.visit().exit == 2  # nobody knows: the rule does not hold
+    other.asked.clear()
+    other.visit()
+    assert not other.asked
 
 
 def test_a_rule_that_came_later_moves_a_session_that_no_longer_fits() -> None:
     world = World()
     assert world.visit().exit == 2
     rule = Target(Action.EXIT, (Selector(number=3),), text="3")
-    world.chooser.reconfigure("auto", FakeRules(("a.example.com", rule)), 12 * HOUR)
+    world.chooser.reconfigure(Target(), FakeRules(("a.example.com", rule)), 12 * HOUR)
     assert world.visit().exit == 3
 
 

@@ -17,7 +17,8 @@ import uvloop
 from uservpn.errors import ConfigError, Fault, StreamFault
 from uservpn.exits.policy import Policy
 from uservpn.runtime import resolver as resolver_module
-from uservpn.runtime.exit import Dial, Exit, ExitConnection, fault_of
+from uservpn.runtime.dialling import fault_of
+from uservpn.runtime.exit import Dial, Exit, ExitConnection
 from uservpn.runtime.resolver import Resolver
 from uservpn.tunnel.stream import Stream
 

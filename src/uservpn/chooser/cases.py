@@ -6,6 +6,7 @@ which exits may carry it, and why. A `Choice` is the answer for one connection.
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, Protocol
@@ -62,6 +63,18 @@ class Choice(NamedTuple):
     detail: str = ""
     """For the program that is refused, where its protocol has room for it."""
     is_direct: bool = False
+    addresses: tuple[str, ...] = ()
+    """For `is_direct`: where to connect to; numeric, best first."""
+
+
+class Want(enum.Enum):
+    """What an exit has to be asked for before anything can be chosen."""
+
+    NOTHING = 0
+    ADDRESS = 1
+    """This node dials itself, and never resolves a name."""
+    COUNTRY = 2
+    """A rule asks where the site is."""
 
 
 @dataclass(slots=True)
@@ -70,12 +83,14 @@ class Case:
 
     host: str
     port: int
+    user: str
     key: Key
     target: Target
     reason: str = ""
     """Who said so: the program, a rule, the configured default; "" nobody in particular."""
     answer: Choice | None = None
-    """Where no exit has to be chosen: refused or direct."""
+    """Where no exit has to be chosen: refused, or direct to an address."""
+    want: Want = Want.NOTHING
     taken: set[NodeId] = field(default_factory=set)
     """Exits that are known to fit the target."""
 

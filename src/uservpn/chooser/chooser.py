@@ -14,7 +14,9 @@ death of its exit. What is learned on the way (first round trips, tests) is for 
 
 Sans-I/O. `now` is monotonic seconds; what has to outlive a restart is kept in Unix time, which is
 `now + wall_s()`. A choice that has to wait for a test is a `Trial`: put whoever waits into its
-`waiters`, carry out `take_requests`, report answers with `tested`, and call `cut` at its `cut_at`.
+`waiters`, carry out `take_requests`, report answers with `tested`, and call `cut` at the `cut_at` of what
+`take_begun` gives. A `direct` target by name waits in the same way for its address, and a rule that asks
+for a site's country for that.
 """
 
 from __future__ import annotations
@@ -24,12 +26,25 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Protocol
 
 from uservpn.chooser.affinity import Key, Session, Sessions
-from uservpn.chooser.cases import NOWHERE, Case, Choice, ExitState, Mesh, refusal, wished_target
+from uservpn.chooser.cases import (
+    NOWHERE,
+    Case,
+    Choice,
+    ExitState,
+    Mesh,
+    Want,
+    refusal,
+    wished_target,
+)
+from uservpn.chooser.hosts import normal_host, number_of
 from uservpn.chooser.measure import NEVER_MS, SAMPLES_MIN, Knowledge
-from uservpn.chooser.targets import Action, Pick, Target, parse_target
+from uservpn.chooser.rules import Verdict
+from uservpn.chooser.targets import Action, Pick, Target
 from uservpn.chooser.testing import (
     CANDIDATES_MAX,
     KEEP,
+    RESOLVE,
+    RESOLVE_WAIT_S,
     TRIAL_LIFE_S,
     TRIALS_MAX,
     WAIT_S,
@@ -46,6 +61,13 @@ KNOWN_MAX: Final = 8192
 """Targets remembered as having connected; the oldest is forgotten."""
 CASES_MAX: Final = 4096
 COUNTRIES_MAX: Final = 4096
+COUNTRY_AGAIN_S: Final = 3600.0
+"""A country that no exit knew is asked for again after so long."""
+ADDRESS_KEPT_S: Final = 60.0
+ADDRESSES_KEPT_MAX: Final = 1024
+LOOKUPS_MAX: Final = 2
+"""Exits that are asked for an address at once."""
+ANYWHERE: Final = Target()
 HYSTERESIS: Final = 0.10
 """How much better another exit must be than the last one to take over a new session."""
 HYSTERESIS_MS: Final = 2.0
@@ -62,18 +84,10 @@ _UNREACHED: Final = frozenset(
 
 
 class Ruling(Protocol):
-    """The owner's rules."""
+    """The owner's rules; `rules.RuleSet` is them."""
 
-    def find(self, host: str, port: int, country: str) -> tuple[Target, str] | None:
-        """The target for a host, and which rule it was; `country` is the site's, "" if unknown."""
-
-
-class NoRules:
-    """There are none."""
-
-    def find(self, host: str, port: int, country: str) -> tuple[Target, str] | None:
-        """Never anything."""
-        return None
+    def match(self, host: str, port: int, country: str | None = None) -> Verdict:
+        """What they say; `country` is the site's, "" where it is not known, None: nobody asked."""
 
 
 class Chooser:
@@ -86,7 +100,7 @@ class Chooser:
     def __init__(
         self,
         mesh: Mesh,
-        default: int | str = "auto",
+        default: Target = ANYWHERE,
         rules: Ruling | None = None,
         *,
         site_of: Callable[[str], str],
@@ -107,7 +121,7 @@ class Chooser:
         self.mesh = mesh
         self.site_of = site_of
         self._default = default
-        self._rules: Ruling = rules or NoRules()
+        self._rules = rules
         self._wall_s = wall_s
         self._wait_s = wait_s
         self._near = near
@@ -121,11 +135,14 @@ class Chooser:
         self._requests: list[tuple[NodeId, Inquiry]] = []
         self._decided: list[tuple[Any, Choice]] = []
         self._moved: list[str] = []
+        self._begun: list[Trial] = []
+        self._asked: dict[str, float] = {}  # sites whose country nobody knew, until when
+        self._addresses: dict[str, tuple[float, tuple[str, ...]]] = {}
 
-    def reconfigure(self, default: int | str, rules: Ruling | None, idle_s: float) -> None:
+    def reconfigure(self, default: Target, rules: Ruling | None, idle_s: float) -> None:
         """Live change; what is known stays known, and sessions stay where they may."""
         self._default = default
-        self._rules = rules or NoRules()
+        self._rules = rules
         self.sessions.idle_s = idle_s
         self._cases.clear()
 
@@ -137,9 +154,11 @@ class Chooser:
 
     def choose(self, host: str, port: int, user: str, now: float) -> Choice | Trial:
         """Where a connection to `host`:`port` goes; a Trial: that has to be found out first."""
-        case = self._cases.get((host, port, user)) or self._new_case(host, port, user)
+        case = self._cases.get((host, port, user)) or self._new_case(host, port, user, now)
         if case.answer is not None:
             return case.answer
+        if case.want is not Want.NOTHING:
+            return self._look_up(case, now)
         session = self.sessions.live(case.key, now + self._wall_s())
         if session is None:
             return self._begin(case, self.sessions.peek(case.key), False, now)
@@ -154,17 +173,17 @@ class Chooser:
             self._look(case, session, now)
         return Choice(exit, session.reason, case.key, case.key.site)
 
-    def _new_case(self, host: str, port: int, user: str) -> Case:
+    def _new_case(self, host: str, port: int, user: str, now: float) -> Case:
         if len(self._cases) >= CASES_MAX:
             del self._cases[next(iter(self._cases))]
-        case = self._cases[host, port, user] = self.case(host, port, user)
+        case = self._cases[host, port, user] = self.case(host, port, user, now)
         return case
 
-    def case(self, host: str, port: int, user: str) -> Case:
+    def case(self, host: str, port: int, user: str, now: float) -> Case:
         """What is asked for; nothing is remembered."""
         site = self.site_of(host)
         wish = parse_wish(user)
-        target, reason, scope = Target(), "", ""
+        target, reason, scope, want = Target(), "", "", Want.NOTHING
         problem = wish.problem
         try:
             wished = None if problem else wished_target(wish)
@@ -173,22 +192,41 @@ class Chooser:
         if wished is not None:
             target, scope = wished
             reason = "program"
-        elif (found := self._rules.find(host, port, self.countries.get(site, ""))) is not None:
-            target, rule = found
-            reason = rule
-        elif self._default != "auto":
-            target, reason = parse_target(self._default, {}), "default"
+        elif not problem:
+            target, reason, want = self._ruled(host, port, site, now)
         key = Key(site, ",".join(part for part in (scope, wish.session) if part))
-        case = Case(host, port, key, target, reason)
+        case = Case(host, port, user, key, target, reason)
         if problem:
             case.answer = refusal(site, Fault.NOT_ALLOWED, problem)
         elif self._is_pinned(key):
             case.target, case.reason = Target(), "pinned"
+        elif want is Want.COUNTRY:
+            case.want = want
         elif target.action is Action.REJECT:
             case.answer = refusal(site, Fault.NOT_ALLOWED, f"{reason} rejects this target")
         elif target.action is Action.DIRECT:
-            case.answer = Choice(NOWHERE, reason, None, site, is_direct=True)
+            if number_of(normal_host(host)) is None:
+                case.want = Want.ADDRESS
+            else:
+                addresses = (normal_host(host),)
+                case.answer = Choice(
+                    NOWHERE, reason, None, site, is_direct=True, addresses=addresses
+                )
         return case
+
+    def _ruled(self, host: str, port: int, site: str, now: float) -> tuple[Target, str, Want]:
+        """The target of the rules, else the default; and whether they must know the country."""
+        if self._rules is not None:
+            country = self.countries.get(site)
+            if country is None and now < self._asked.get(site, 0.0):
+                country = ""  # it was asked for, and nobody knew
+            verdict = self._rules.match(host, port, country)
+            if verdict.needs_country and country is None:
+                return Target(), "", Want.COUNTRY
+            if verdict.match is not None:
+                return verdict.match.target, verdict.match.text, Want.NOTHING
+        reason = "" if self._default.action is Action.AUTO else "default"
+        return self._default, reason, Want.NOTHING
 
     def _is_pinned(self, key: Key) -> bool:
         session = self.sessions.peek(key)
@@ -203,6 +241,56 @@ class Chooser:
             case.taken.add(exit)
             return True
         return False
+
+    # --- what only an exit can tell --------------------------------------------------------------
+
+    def _look_up(self, case: Case, now: float) -> Choice | Trial:
+        """Asks the two nearest exits for an address or a country."""
+        key = Key(case.host, f"\0{case.want.name}")
+        waiting = self._waiting.get(key)
+        if waiting is not None:
+            return waiting
+        kept = self._addresses.get(case.host)
+        if case.want is Want.ADDRESS and kept is not None and now < kept[0]:
+            return self._direct(case, kept[1])
+        linked = [state for state in self.mesh.exits() if state.is_linked]
+        linked.sort(key=lambda state: NEVER_MS if state.flight_ms is None else state.flight_ms)
+        wait_s = RESOLVE_WAIT_S if case.want is Want.ADDRESS else self._wait_s
+        trial = self._ask(case, linked[:LOOKUPS_MAX], now, wait_s, RESOLVE, key)
+        self._waiting[key] = trial
+        if not linked:
+            trial.cut_at = now
+        return trial
+
+    def _looked_up(self, trial: Trial, now: float) -> None:
+        """The answer to `_look_up`, or none: those who wait go on."""
+        case: Case = trial.case
+        if case.want is Want.ADDRESS:
+            if not trial.addresses:
+                text = "no exit could resolve the name"
+                choice = refusal(case.key.site, trial.fault, text)
+            else:
+                if len(self._addresses) >= ADDRESSES_KEPT_MAX:
+                    del self._addresses[next(iter(self._addresses))]
+                self._addresses[case.host] = (now + ADDRESS_KEPT_S, trial.addresses)
+                choice = self._direct(case, trial.addresses)
+        else:
+            if not trial.country:
+                if len(self._asked) >= COUNTRIES_MAX:
+                    self._asked.clear()
+                self._asked[case.key.site] = now + COUNTRY_AGAIN_S
+                self._cases.clear()
+            found = self.choose(case.host, case.port, case.user, now)
+            if isinstance(found, Trial):
+                found.waiters += trial.waiters
+                return
+            choice = found
+        self._decided += [(waiter, choice) for waiter in trial.waiters]
+
+    def _direct(self, case: Case, addresses: tuple[str, ...]) -> Choice:
+        return Choice(
+            NOWHERE, case.reason, None, case.key.site, is_direct=True, addresses=addresses
+        )
 
     def _is_gone(self, exit: NodeId) -> bool:
         """Dead, while somebody else is there (else it is this node that is offline)."""
@@ -236,7 +324,6 @@ class Chooser:
         if trial is None:
             exit, reason = self._by_order(case, pool)
             return self._bind(case, exit, reason, moved_from, now)
-        trial.is_waited_for = True
         trial.moved_from = moved_from
         self._waiting[case.key] = trial
         return trial
@@ -314,7 +401,6 @@ class Chooser:
         """Asks the likely exits of the pool; None: that would be one trial too many."""
         if not self._budget.take(now):
             return None
-        self._drop_old(now)
         site = case.key.site
         expected = self.knowledge.expected(site, now + self._wall_s())
 
@@ -323,15 +409,31 @@ class Chooser:
             return expected.get(state.node, flight)
 
         # sorted() keeps the owner's order among equals
-        asked = {s.node: s.flight_ms for s in sorted(pool, key=likely)[:CANDIDATES_MAX]}
+        asked = sorted(pool, key=likely)[:CANDIDATES_MAX]
+        return self._ask(case, asked, now, wait_s, KEEP if wait_s else 0, case.key)
+
+    def _ask(
+        self,
+        case: Case,
+        asked: Sequence[ExitState],
+        now: float,
+        wait_s: float,
+        flags: int,
+        key: Key,
+    ) -> Trial:
+        self._drop_old(now)
         self._token = self._token % 0xFFFF_FFFF + 1
-        trial = Trial(self._token, case.key, case, asked, now, wait_s)
+        flights = {state.node: state.flight_ms for state in asked}
+        is_lookup = bool(flags & RESOLVE)
+        trial = Trial(self._token, key, case, flights, now, wait_s, is_lookup)
+        trial.is_waited_for = wait_s > 0
         self._trials[trial.token] = trial
-        flags = KEEP if wait_s else 0
-        test = Inquiry(trial.token, flags, case.host, case.port)
-        self._requests += [(exit, test) for exit in asked]
+        inquiry = Inquiry(trial.token, flags, case.host, case.port)
+        self._requests += [(exit, inquiry) for exit in flights]
+        if trial.is_waited_for:
+            self._begun.append(trial)
         self.trial_count += 1
-        self.request_count += len(asked)
+        self.request_count += len(flights)
         return trial
 
     def _drop_old(self, now: float) -> None:
@@ -380,8 +482,9 @@ class Chooser:
         sum_ms = trial.answered(exit, tested, now)
         if sum_ms is None:
             return None
-        site = trial.key.site
-        self.knowledge.tested(site, exit, sum_ms, now + self._wall_s())
+        site = trial.case.key.site
+        if not trial.is_lookup:
+            self.knowledge.tested(site, exit, sum_ms, now + self._wall_s())
         if tested.country:
             self._learn_country(site, tested.country)
         if trial.is_due(now):
@@ -397,7 +500,12 @@ class Chooser:
     @property
     def has_news(self) -> bool:
         """Would a take return something?"""
-        return bool(self._requests or self._moved or self._decided)
+        return bool(self._requests or self._moved or self._decided or self._begun)
+
+    def take_begun(self) -> list[Trial]:
+        """Trials that are waited for, and so have to be cut in time."""
+        begun, self._begun = self._begun, []
+        return begun
 
     def take_moved(self) -> list[str]:
         """News for the log: sessions whose exit died."""
@@ -416,8 +524,11 @@ class Chooser:
         if not trial.is_waited_for:
             return
         del self._waiting[trial.key]
-        choice = self._judge(trial, now)
-        self._decided += [(waiter, choice) for waiter in trial.waiters]
+        if trial.is_lookup:
+            self._looked_up(trial, now)
+        else:
+            choice = self._judge(trial, now)
+            self._decided += [(waiter, choice) for waiter in trial.waiters]
         trial.waiters.clear()
 
     def _judge(self, trial: Trial, now: float) -> Choice:

@@ -30,6 +30,8 @@ TOPIC_TEST: Final = "exit.test"
 TOPIC_TESTED: Final = "exit.tested"
 WAIT_S: Final = 0.3
 """The longest that anything waits for a trial."""
+RESOLVE_WAIT_S: Final = 5.0
+"""The longest that a connection waits for an address, without which there is none."""
 SETTLE: Final = 0.25
 """How much longer than for the first good answer, as a share, is waited for a better one."""
 CANDIDATES_MAX: Final = 8
@@ -113,12 +115,15 @@ class Trial:
 
     __slots__ = (
         "_first_s",
+        "addresses",
         "asked",
         "began_at",
         "case",
         "country",
         "cut_at",
+        "fault",
         "is_decided",
+        "is_lookup",
         "is_waited_for",
         "key",
         "moved_from",
@@ -135,6 +140,7 @@ class Trial:
         asked: dict[NodeId, float | None],
         now: float,
         wait_s: float,
+        is_lookup: bool = False,
     ) -> None:
         """`asked` are the exits and their flight times in ms, None where that is unknown."""
         self.token = token
@@ -147,7 +153,12 @@ class Trial:
         self.began_at = now
         self.cut_at = now + wait_s
         """When it ends whatever came."""
+        self.is_lookup = is_lookup
+        """Nobody connects: the first good answer is all that is wanted."""
         self.country = ""
+        self.addresses: tuple[str, ...] = ()
+        self.fault = Fault.TIMEOUT
+        """Why there is no good answer; the last one counts."""
         self.waiters: list[Any] = []
         """Who waits; the caller's own objects."""
         self.is_waited_for = False
@@ -167,6 +178,7 @@ class Trial:
             return None
         elapsed_s = max(0.0, now - self.began_at)
         if tested.fault:
+            self.fault = tested.fault
             sum_ms = NEVER_MS
         else:
             flight = self.asked[exit]
@@ -177,6 +189,7 @@ class Trial:
                 self._first_s = elapsed_s
                 self.cut_at = min(self.cut_at, now + elapsed_s * SETTLE)
         self.country = self.country or tested.country
+        self.addresses = self.addresses or tested.addresses
         self.sums[exit] = sum_ms
         return sum_ms
 
@@ -187,6 +200,8 @@ class Trial:
         best = min(self.sums.values(), default=NEVER_MS)
         if best >= NEVER_MS:
             return False
+        if self.is_lookup:
+            return True
         silent = (self.asked[exit] for exit in self.asked if exit not in self.sums)
         return all(flight is not None and flight >= best for flight in silent)
 

@@ -18,8 +18,10 @@ from uservpn.chooser.measure import Trip
 from uservpn.chooser.testing import TOPIC_TEST, TOPIC_TESTED, Trial, decode_tested
 from uservpn.errors import Fault
 from uservpn.runtime.clock import monotonic
+from uservpn.runtime.direct import DirectDriver
 from uservpn.runtime.driver import Driver
 from uservpn.runtime.entry import Waiter
+from uservpn.runtime.pump import Carrier
 from uservpn.tunnel.stream import Stream
 from uservpn.types import NodeId
 
@@ -58,7 +60,6 @@ class Choosing:
             return found
         assert isinstance(found, Trial)
         found.waiters.append(waiter)
-        self._arm(found)
         return None
 
     def knows(self, exit: NodeId, host: str, port: int) -> bool:
@@ -100,9 +101,9 @@ class Choosing:
         self.chooser.ended(choice, stream.recv_offset, stream.sent_size)
         self._changed()
 
-    def driver_of(self, choice: Choice) -> Driver:
+    def driver_of(self, choice: Choice) -> Carrier:
         """Who opens its stream."""
-        return self.driver
+        return DirectDriver(self.driver.loop, choice.addresses) if choice.is_direct else self.driver
 
     def _flight_s(self, choice: Choice) -> float:
         return (self.chooser.mesh.flight_ms(choice.exit) or 0.0) / 1000
@@ -112,6 +113,8 @@ class Choosing:
     def _carry_out(self) -> None:
         """Sends what is to be asked, tells what is decided, logs what is news."""
         chooser = self.chooser
+        for trial in chooser.take_begun():
+            self._arm(trial)
         for exit, test in chooser.take_requests():
             self.driver.send_message(exit, TOPIC_TEST, test.encode())
         for text in chooser.take_moved():

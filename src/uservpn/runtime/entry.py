@@ -25,7 +25,7 @@ from uservpn.errors import Fault, StreamFault
 from uservpn.kit.endpoint import Address
 from uservpn.runtime.clock import monotonic
 from uservpn.runtime.driver import Driver
-from uservpn.runtime.pump import SHARED, Pump
+from uservpn.runtime.pump import SHARED, Carrier, Pump
 from uservpn.socks.handshake import Handshake, Request, State
 from uservpn.tunnel.stream import Stream
 from uservpn.types import Buffer, NodeId
@@ -74,7 +74,7 @@ class Choosing(Protocol):
     def ended(self, choice: Choice, stream: Stream) -> None:
         """The connection is over."""
 
-    def driver_of(self, choice: Choice) -> Driver:
+    def driver_of(self, choice: Choice) -> Carrier:
         """Who opens its stream: the mesh's driver, or the one that dials from here."""
 
 
@@ -380,7 +380,7 @@ class EntryConnection(Pump):
         self._http = None
 
     def take_over(
-        self, driver: Driver, stream: Stream, request: Request, choice: Choice, unconsumed: int
+        self, driver: Carrier, stream: Stream, request: Request, choice: Choice, unconsumed: int
     ) -> None:
         """From HTTP to bytes both ways, on a stream that already works."""
         self._http = self._handshake = None

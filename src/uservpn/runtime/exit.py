@@ -13,16 +13,14 @@ limit of all dials, which end in the order in which they began.
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
-import re
-import socket
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final
 
 from uservpn.errors import Fault, StreamFault
 from uservpn.exits.policy import Policy
+from uservpn.runtime.dialling import ADDRESSES_MAX, connect_any, fault_of
 from uservpn.runtime.driver import Driver
 from uservpn.runtime.kept import KeptConnections
 from uservpn.runtime.pump import Pump
@@ -35,38 +33,6 @@ log: Final = logging.getLogger("uservpn")
 CONNECT_LIMIT_S: Final = 10.0
 """Resolving and connecting together."""
 STREAMS_PER_CLIENT_MAX: Final = 16_384
-ADDRESSES_MAX: Final = 8
-"""Addresses of one name that are tried."""
-NEXT_ADDRESS_S: Final = 0.25
-"""Head start of each address over the next one (RFC 8305)."""
-
-_FAULTS: Final = {
-    errno.ECONNREFUSED: Fault.REFUSED,
-    errno.ECONNRESET: Fault.REFUSED,
-    errno.ETIMEDOUT: Fault.TIMEOUT,
-    errno.EHOSTUNREACH: Fault.HOST_UNREACHABLE,
-    errno.EHOSTDOWN: Fault.HOST_UNREACHABLE,
-    errno.ENETUNREACH: Fault.NETWORK_UNREACHABLE,
-    errno.ENETDOWN: Fault.NETWORK_UNREACHABLE,
-    errno.EADDRNOTAVAIL: Fault.NETWORK_UNREACHABLE,  # no address of ours leads there
-    errno.EAFNOSUPPORT: Fault.NETWORK_UNREACHABLE,
-    errno.EACCES: Fault.NOT_ALLOWED,  # this machine's own firewall
-    errno.EPERM: Fault.NOT_ALLOWED,
-    errno.EMFILE: Fault.LIMIT,
-    errno.ENFILE: Fault.LIMIT,
-    errno.ENOBUFS: Fault.LIMIT,
-    errno.ENOMEM: Fault.LIMIT,
-}
-_TELLING: Final = (
-    Fault.REFUSED,
-    Fault.TIMEOUT,
-    Fault.HOST_UNREACHABLE,
-    Fault.NETWORK_UNREACHABLE,
-    Fault.NOT_ALLOWED,
-    Fault.LIMIT,
-)
-"""Which fault to tell when several addresses failed: the one that came nearest to the target."""
-_ERRNO: Final = re.compile(r"\[Errno (\d+)\]")
 
 
 class Dial:
@@ -263,21 +229,7 @@ class Exit:
         allowed = [address for address in addresses if check(address, port)][:ADDRESSES_MAX]
         if not allowed:
             raise StreamFault(Fault.NOT_ALLOWED, "the exit's policy refuses the address")
-        if len(allowed) == 1:
-            await self._loop.create_connection(factory, allowed[0], port)
-            return
-        import aiohappyeyeballs
-
-        sock = await aiohappyeyeballs.start_connection(
-            [_address_info(address, port) for address in allowed],
-            happy_eyeballs_delay=NEXT_ADDRESS_S,
-            loop=self._loop,
-        )
-        try:
-            await self._loop.create_connection(factory, sock=sock)
-        except BaseException:
-            sock.close()
-            raise
+        await connect_any(self._loop, factory, allowed, port)
 
     def _adopt(self, dial: Dial, transport: asyncio.Transport) -> None:
         """The connection that a test made is this dial's."""
@@ -345,24 +297,3 @@ class Exit:
                 self._timer = self._loop.call_later(dial.deadline - now, self._expire)
                 return
             self._fail(dial, Fault.TIMEOUT)
-
-
-def fault_of(error: OSError) -> Fault:
-    """What to tell the client."""
-    if isinstance(error, TimeoutError):
-        return Fault.TIMEOUT
-    if isinstance(error, socket.gaierror):
-        return Fault.HOST_UNREACHABLE
-    if error.errno is not None:
-        return _FAULTS.get(error.errno, Fault.FAILED)
-    # several addresses failed, each in its own way: only the text tells how
-    faults = {_FAULTS.get(int(code), Fault.FAILED) for code in _ERRNO.findall(str(error))}
-    return next((fault for fault in _TELLING if fault in faults), Fault.FAILED)
-
-
-def _address_info(
-    address: str, port: int
-) -> tuple[int, int, int, str, tuple[str, int] | tuple[str, int, int, int]]:
-    if ":" in address:
-        return socket.AF_INET6, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address, port, 0, 0)
-    return socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address, port)

@@ -24,8 +24,9 @@ from uservpn.chooser.testing import (
 )
 from uservpn.errors import Fault, StreamFault
 from uservpn.runtime.clock import monotonic
+from uservpn.runtime.dialling import fault_of
 from uservpn.runtime.driver import Driver
-from uservpn.runtime.exit import Exit, fault_of
+from uservpn.runtime.exit import Exit
 from uservpn.runtime.kept import KeptConnections, Waiting
 from uservpn.types import NodeId
 

@@ -10,15 +10,12 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from typing import TYPE_CHECKING, Final, cast
+from typing import Final, Protocol, cast
 
 from uservpn.errors import Fault
-from uservpn.tunnel.stream import Stream
-from uservpn.types import Buffer
+from uservpn.tunnel.stream import Stream, StreamOwner
+from uservpn.types import Buffer, NodeId
 from uservpn.wire.constants import KIB
-
-if TYPE_CHECKING:
-    from uservpn.runtime.driver import Driver
 
 READ_SIZE: Final = 255 * KIB
 """Bytes read from a program or site at once: one message of the TCP link, header and frame included."""
@@ -27,6 +24,25 @@ WRITE_LOW: Final = 64 * KIB
 _ABORT_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 SHARED: Final = memoryview(bytearray(READ_SIZE))
 """What is read goes here, and is dealt with before anybody else reads."""
+
+
+class Carrier(Protocol):
+    """Who carries streams: the mesh's driver, or a connection of this node's own."""
+
+    def open(self, exit: NodeId, host: str, port: int, owner: StreamOwner | None) -> Stream:
+        """A new stream. Raises StreamFault."""
+
+    def write(self, stream: Stream, chunk: Buffer) -> bool:
+        """Queues a copy; False: wait for `stream_room`."""
+
+    def finish(self, stream: Stream) -> None:
+        """No more will be written."""
+
+    def reset(self, stream: Stream, fault: Fault) -> None:
+        """Ends the stream now."""
+
+    def consumed(self, stream: Stream, size: int) -> None:
+        """Delivered bytes have gone on."""
 
 
 class Pump(asyncio.BufferedProtocol):
@@ -42,7 +58,7 @@ class Pump(asyncio.BufferedProtocol):
         "transport",
     )
 
-    def __init__(self, driver: Driver) -> None:
+    def __init__(self, driver: Carrier) -> None:
         self.driver = driver
         self.stream: Stream | None = None
         self.transport: asyncio.Transport | None = None
