@@ -18,7 +18,7 @@ from uservpn.wire.constants import Kind
 from uservpn.wire.header import HeaderCodec
 from uservpn.wire.keys import KeyRing
 from uservpn.wire.session import Session
-from world import KEY, pair
+from world import KEY, pair, take
 
 ROUNDS = int(os.environ.get("USERVPN_FUZZ", "1"))
 
@@ -78,9 +78,10 @@ def _frame(rng: random.Random) -> bytes:
             lambda: frames.FIN_FRAME.pack(frames.FIN, stream, number),
             lambda: frames.RESET_FRAME.pack(frames.RESET, stream, rng.randrange(256)),
             lambda: frames.CREDIT_FRAME.pack(frames.CREDIT, stream, number),
-            lambda: frames.have_frame(rng.choice((0, 1, number)), [(number, number)]),
-            lambda: frames.want_frame([(0, number), (5, 3)]),
-            lambda: frames.NEXT_FRAME.pack(frames.NEXT, number),
+            lambda: frames.have_frame(
+                rng.choice((0, 1, number)), number, [(rng.randrange(3), rng.randrange(3))] * 3
+            ),
+            lambda: frames.WANT_FRAME.pack(frames.WANT, number),
             lambda: bytes(rng.randrange(20)),
             lambda: rng.randbytes(rng.randrange(40)),
         )
@@ -108,7 +109,7 @@ def test_a_peer_that_babbles_gets_a_fault_and_no_memory(seed):
             faults += 1
         tunnel.on_deadline(now)
         tunnel.take_events()
-        for _, message in tunnel.take_messages(1 << 20, 4096, 1, now):
+        for _, message in take(tunnel, 1 << 20, 4096, now):
             assert len(message) <= 4096 + 256
         held = sum(
             sum(map(len, stream.held.values())) for stream in tunnel.streams.values() if stream.held
@@ -152,9 +153,9 @@ def test_nonsense_in_messages_is_a_fault_or_a_message_and_never_grows(seed):
         for _ in range(rng.randrange(3)):
             payload[rng.randrange(len(payload))] = rng.randrange(256)
         del payload[rng.randrange(len(payload) + 1) :]
-        for take in (box.receive, box.confirmed):
+        for hear in (box.receive, box.confirmed):
             try:
-                take(bytes(payload))
+                hear(bytes(payload))
             except PeerFault:
                 pass
         box.post("t", b"", rng.random() < 0.5, 0.0)

@@ -15,6 +15,7 @@ from uservpn.errors import Fault, PeerFault
 from uservpn.tunnel.events import Data, Finished, Offered
 from uservpn.tunnel.tunnel import Tunnel
 from uservpn.wire.constants import Kind
+from world import take
 
 ROUNDS = int(os.environ.get("USERVPN_FUZZ", "1"))
 ROOM = 1 << 17
@@ -42,7 +43,7 @@ def _converse(seed: int) -> Transcript:
             opener.reset(stream, Fault.CANCELLED)
         for source, sink in ((opener, exit), (exit, opener)):
             source.on_deadline(now)
-            for kind, message in source.take_messages(ROOM, rng.choice((1200, 60_000)), 1, now):
+            for kind, message in take(source, ROOM, rng.choice((1200, 60_000)), now):
                 if source is opener:
                     said.append((kind, bytes(message)))
                 if rng.random() > 0.1:
@@ -57,7 +58,7 @@ def _hearer(rng: random.Random) -> Tunnel:
     mine = hearer.open("site.test", 443, None)
     for _ in range(400):
         hearer.write(mine, b"x")
-        hearer.take_messages(ROOM, 60_000, 1, 0.0)
+        take(hearer, ROOM, 60_000, 0.0)
     return hearer
 
 
@@ -118,7 +119,7 @@ def test_a_spoiled_transcript_ends_in_values_or_a_fault(seed):
                 hearer.fail_all(Fault.EXIT_DEAD)
             hearer.on_deadline(now)
             _follow(hearer, rng, now)
-            hearer.take_messages(ROOM, 60_000, 1, now)
+            take(hearer, ROOM, 60_000, now)
             due = hearer.next_deadline()
             assert due is None or due > now, "it would be called again and again"
 

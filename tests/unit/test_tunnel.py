@@ -9,7 +9,7 @@ import pytest
 from uservpn.errors import Fault, StreamFault
 from uservpn.wire.constants import NUMBER_MAX
 from uservpn.wire.replay import ReplayWindow
-from world import KEY, ROOM, World, pair
+from world import KEY, ROOM, World, pair, take
 
 
 def _exchange(world, client, server, size, seconds=600.0):
@@ -270,9 +270,9 @@ def test_a_reset_that_overtakes_its_open_opens_nothing():
     source = Tunnel(7, 1, lambda limit: 0)
     sink = Tunnel(1, 7, lambda limit: 0)
     stream = source.open("site.test", 80, None)
-    ((_, opening),) = source.take_messages(ROOM, 60_000, 1, 0.0)
+    ((_, opening),) = take(source, ROOM, 60_000, 0.0)
     source.reset(stream, Fault.CANCELLED)
-    ((_, reset),) = source.take_messages(ROOM, 60_000, 1, 0.0)
+    ((_, reset),) = take(source, ROOM, 60_000, 0.0)
     for message in (reset, opening):
         sink.receive(Kind.DATA, bytes(message), 0.0)
     assert [type(event).__name__ for event in sink.take_events()] == ["Reset"]

@@ -9,16 +9,20 @@ import pytest
 from uservpn.errors import Fault, PeerFault, StreamFault
 from uservpn.tunnel import limits
 from uservpn.tunnel.events import Data, Finished
+from uservpn.tunnel.path import Path
 from uservpn.tunnel.tunnel import Tunnel
 from uservpn.wire import frames
 from uservpn.wire.constants import Kind
+from world import take
 
 ROOM = 1 << 19
 SIZE = 60_000
 
 
 def _tunnel(me=7, peer=1):
-    return Tunnel(me, peer, lambda limit: 0)
+    tunnel = Tunnel(me, peer, lambda limit: 0)
+    tunnel.path_up(Path(1), False)
+    return tunnel
 
 
 def _data(seq, *parts):
@@ -35,7 +39,7 @@ def _accepted():
     sink.receive(Kind.DATA, _data(0, frames.open_frame(1, 1 << 18, b"site.test", 80)), 0.0)
     (offered,) = sink.take_events()
     sink.accept(offered.stream)
-    sink.take_messages(ROOM, SIZE, 1, 0.0)
+    take(sink, ROOM, SIZE, 0.0)
     return sink, offered.stream
 
 
@@ -43,17 +47,22 @@ def test_the_tail_is_asked_for_after_a_report_that_did_not_cover_it():
     """The report says "all below 1" while message 1 is lost: the source must still ask."""
     source = _tunnel()
     stream = source.open("site.test", 80, None)
-    source.take_messages(ROOM, SIZE, 1, 0.0)
+    take(source, ROOM, SIZE, 0.0)
     source.write(stream, b"tail")
-    source.take_messages(ROOM, SIZE, 1, 0.0)  # lost
-    source.receive(Kind.SINK, frames.have_frame(1, ()), 0.1)
+    take(source, ROOM, SIZE, 0.0)  # lost
+    source.receive(Kind.SINK, frames.have_frame(1), 0.1)
     assert not source.has_outgoing()
     due = source.next_deadline()
     assert due is not None and due <= 0.1 + limits.ASK_DELAY_S
     source.on_deadline(due)
-    ((kind, report),) = source.take_messages(ROOM, SIZE, 1, due)
-    assert kind == Kind.SINK and report[0] == frames.NEXT
-    source.receive(Kind.SINK, frames.have_frame(2, ()), due)
+    ((kind, probe),) = take(source, ROOM, SIZE, due)
+    assert kind == Kind.DATA and frames.SEQ.unpack_from(probe)[0] == 2
+    have = frames.have_frame(1, 1, [(1, 1)])  # the empty message came, the one before did not
+    source.receive(Kind.SINK, have + frames.WANT_FRAME.pack(frames.WANT, 3), due + 0.1)
+    late = due + 0.1
+    ((kind, again),) = take(source, ROOM, SIZE, late)
+    assert kind == Kind.DATA and frames.SEQ.unpack_from(again)[0] == 1 and b"tail" in again
+    source.receive(Kind.SINK, frames.have_frame(3), late + 0.1)
     assert source.next_deadline() is None and source.cache_size == 0
 
 
@@ -85,9 +94,11 @@ def test_data_behind_the_end_is_a_fault_of_the_peer(first, second):
         frames.open_frame(3, 1 << 18, b"\xff\xfe", 80),
         frames.RESET_FRAME.pack(frames.RESET, 3, 1)[:-1],
         frames.CREDIT_FRAME.pack(frames.CREDIT, 1, 9)[:-1],
-        frames.HAVE_HEAD.pack(frames.HAVE, 0, 65),
-        frames.HAVE_HEAD.pack(frames.HAVE, 1 << 40, 0),
-        frames.WANT_HEAD.pack(frames.WANT, 2) + frames.RANGE.pack(0, 1),
+        frames.HAVE_HEAD.pack(frames.HAVE, 0, 0, 0, 0, frames.RUNS_MAX + 1),
+        frames.HAVE_HEAD.pack(frames.HAVE, 0, 0, 0, 0, 2) + frames.RUN.pack(1, 1),
+        frames.have_frame(1 << 40),
+        frames.have_frame(0, 0, [(1, 1)]),
+        frames.WANT_FRAME.pack(frames.WANT, 2)[:-1],
         b"\x20",
     ],
 )
@@ -144,7 +155,7 @@ def test_messages_never_exceed_the_link():
     for seq in range(0, 400, 2):
         source.receive(Kind.DATA, _data(seq + 1), 0.0)
     source.on_deadline(10.0)
-    messages = source.take_messages(ROOM, size_max, 1, 10.0)
+    messages = take(source, ROOM, size_max, 10.0)
     assert max(len(data) for _, data in messages) <= size_max
 
 
@@ -154,11 +165,11 @@ def test_bulk_streams_that_end_together_fit_the_link_too():
     for stream in streams:
         stream.send_limit = 1 << 30
         stream.sent_size = stream.send_offset = limits.FRESH_SIZE
-    source.take_messages(ROOM, SIZE, 1, 0.0)
+    take(source, ROOM, SIZE, 0.0)
     for stream in streams:
         source.write(stream, bytes(limits.SMALL_CHUNK + 1))
         source.finish(stream)
-    messages = source.take_messages(1 << 24, 9000, 1, 0.0)
+    messages = take(source, 1 << 24, 9000, 0.0)
     assert max(len(data) for _, data in messages) <= 9000
 
 
@@ -168,21 +179,18 @@ def test_a_tunnel_without_streams_keeps_no_payload():
     stream = source.open("site.test", 80, None)
     stream.send_limit = 1 << 24
     source.write(stream, bytes(300_000))
-    source.take_messages(ROOM, SIZE, 1, 0.0)
+    take(source, ROOM, SIZE, 0.0)
     assert source.cache_size > 300_000
     source.fail_all(Fault.EXIT_DEAD)
     assert source.cache_size < 1000 and not source.streams
     sink = _tunnel(1, 7)
-    source.link_up()
-    sink.receive(Kind.SINK, frames.NEXT_FRAME.pack(frames.NEXT, 100), 0.0)
-    ((_, report),) = sink.take_messages(ROOM, SIZE, 1, 0.0)
-    source.receive(Kind.SINK, report, 0.0)
-    for kind, data in source.take_messages(ROOM, SIZE, 1, 0.0):
-        sink.receive(kind, bytes(data), 0.0)
+    source.path_up(Path(2), True)
+    for now in (0.0, 1.0, 2.0, 3.0, 4.0, 5.0):
+        for near, far in ((source, sink), (sink, source)):
+            near.on_deadline(now)
+            for kind, data in take(near, ROOM, SIZE, now):
+                far.receive(kind, bytes(data), now)
     assert not sink.streams  # the reset came, its open did not
-    sink.on_deadline(9.0)
-    for kind, data in sink.take_messages(ROOM, SIZE, 1, 9.0):
-        source.receive(kind, bytes(data), 9.0)
     assert source.cache_size == 0
 
 
@@ -194,22 +202,16 @@ def test_confirming_far_above_a_gap_costs_no_more_each_time():
     count = 2000
     for _ in range(count):
         source.write(stream, b"x" * 9000)
-        source.take_messages(ROOM, SIZE, 1, 0.0)
-    top = source._seq
-
-    class Counted(dict):
-        pops = 0
-
-        def pop(self, *args):
-            Counted.pops += 1
-            return super().pop(*args)
-
-    source._cache = Counted(source._cache)
+        take(source, ROOM, SIZE, 0.0)
+    top = source.outbox.next_seq
+    dropped = []
+    drop = source.outbox._drop
+    source.outbox._drop = lambda start, end: (dropped.append(end - start), drop(start, end))
     for end in range(2, top, 20):
-        source.receive(Kind.SINK, frames.have_frame(0, ((1, end),)), 0.0)
-    source.receive(Kind.SINK, frames.have_frame(0, ((1, top),)), 0.0)
-    assert len(source._cache) == 1 and Counted.pops < 2 * top
-    source.receive(Kind.SINK, frames.have_frame(top, ()), 0.0)
+        source.receive(Kind.SINK, frames.have_frame(0, 0, [(1, end - 1)]), 0.0)
+    source.receive(Kind.SINK, frames.have_frame(0, 0, [(1, top - 1)]), 0.0)
+    assert sum(dropped) == top - 1 and source.cache_size > 0
+    source.receive(Kind.SINK, frames.have_frame(top), 0.0)
     assert source.cache_size == 0
 
 

@@ -20,6 +20,7 @@ from uservpn.node.options import (
     Pong,
 )
 from uservpn.tunnel.events import Data, Finished, Offered, Opened, Reset, Room
+from uservpn.tunnel.path import Path
 from uservpn.wire.header import HeaderCodec
 from uservpn.wire.keys import KeyRing
 
@@ -27,6 +28,13 @@ KEY = bytes(range(32))
 ROOM = 1 << 19
 BASE = 1152
 """Sealed payloads that every datagram link carries."""
+
+
+def take(tunnel, room: int, size_max: int, now: float):
+    """What a tunnel without a node sends over the one path it has."""
+    if not tunnel.outbox.paths:
+        tunnel.path_up(Path(1), False)
+    return tunnel.take_messages(room, size_max, tunnel.outbox.paths[0], now)
 
 
 class Member:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Sequence
+from heapq import merge
 
 
 class RangeSet:
@@ -25,6 +27,13 @@ class RangeSet:
     def add(self, start: int, end: int) -> None:
         """Adds `[start, end)`, merging what it touches."""
         ranges = self.ranges
+        if ranges and start >= ranges[-1][0]:  # the usual case: at the end, or behind it
+            first, last = ranges[-1]
+            if start > last:
+                ranges.append((start, end))
+            elif end > last:
+                ranges[-1] = first, end
+            return
         low = bisect_right(ranges, (start, 0))
         if low and ranges[low - 1][1] >= start:
             low -= 1
@@ -41,6 +50,30 @@ class RangeSet:
             value = max(value, self.ranges.pop(0)[1])
         return value
 
+    def merge(self, others: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Adds ascending, disjoint ranges; returns what of them is new. O(both), however many there are."""
+        known = self.ranges
+        if others == known:
+            return []
+        fresh: list[tuple[int, int]] = []
+        index, count = 0, len(known)
+        for low, high in others:
+            while index < count and known[index][1] <= low:
+                index += 1
+            at = index
+            while low < high:
+                if at >= count or known[at][0] >= high:
+                    fresh.append((low, high))
+                    break
+                start, end = known[at]
+                if start > low:
+                    fresh.append((low, start))
+                low = max(low, end)
+                at += 1
+        if fresh:
+            self.ranges = _union(known, fresh)
+        return fresh
+
     def gaps(self, start: int, end: int) -> list[tuple[int, int]]:
         """What of `[start, end)` is not in the set."""
         missing = []
@@ -53,3 +86,18 @@ class RangeSet:
         if start < end:
             missing.append((start, end))
         return missing
+
+
+def _union(some: list[tuple[int, int]], others: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Both, sorted; ranges that touch become one."""
+    out: list[tuple[int, int]] = []
+    last = -1
+    for start, end in merge(some, others):
+        if start <= last:
+            if end > last:
+                out[-1] = out[-1][0], end
+                last = end
+        else:
+            out.append((start, end))
+            last = end
+    return out

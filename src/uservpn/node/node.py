@@ -282,6 +282,8 @@ class Node:
         peer.contact.link_down(link, now, refused)
         if entry.state is not None and entry.state.is_unproved:
             return  # it carried nothing
+        if entry.path is not None:
+            peer.tunnel.path_down(entry.path)
         if peer.is_neighbour and peer.contact.direct() is None:
             self.members.neighbour_down(peer)
             self._drop_ways(self.relaying.neighbour_lost(peer, now), now)
@@ -289,9 +291,7 @@ class Node:
         peer.mail.link_lost()
         if peer.is_needed() and peer.contact.direct() is None:
             self.relaying.seek(peer, now)
-        if peer.contact.links:
-            peer.tunnel.link_lost()
-        else:
+        if not peer.contact.links:
             self.table.tell(peer.id, f"lost the link to node {peer.id} ({entry.remote}): {reason}")
 
     def dial_failed(
@@ -488,6 +488,10 @@ class Node:
             self.table.events += peer.tunnel.take_events()
             rtt_s = peer.tunnel.rtt_s
             peer.tunnel = self.table.new_tunnel(peer.id)
+            for state in peer.contact.links:
+                peer.tunnel.path_up(self.links[state.link].new_path(state.link), False)
+            for state in peer.contact.unproved:
+                self.links[state.link].new_path(state.link)
             peer.tunnel.rtt_s = rtt_s
             peer.mail.peer_restarted()
             self.flights.restarted(peer)
@@ -519,7 +523,7 @@ class Node:
             self._act_single(peer, link, entry, header, payload, now)
             return
         try:
-            peer.tunnel.receive(header.kind, payload, now)
+            peer.tunnel.receive(header.kind, payload, now, entry.is_lossy)
         except PeerFault as fault:
             self.counters.peer_faults += 1
             self._end_streams(peer, f"node {peer.id} broke the protocol: {fault}")
@@ -535,11 +539,16 @@ class Node:
         """The peer answered over this link, so it is where the link leads."""
         if not state.is_unproved and not state.is_tentative:
             return
-        was_linked = bool(peer.contact.links)
         was_unproved = state.is_unproved
         peer.contact.proved(state, now)
         if was_unproved:  # it may have moved: what was on its way to the old place is lost
-            peer.tunnel.link_lost() if was_linked else peer.tunnel.link_up()
+            for other in peer.contact.links:
+                path = self.links[other.link].path
+                if other.is_lossy and not other.dialled and other is not state and path:
+                    peer.tunnel.path_left(path, now)
+            path = self.links[state.link].path
+            assert path is not None
+            peer.tunnel.path_up(path, True)
         if state.is_lossy:
             self.reach.link_proved(peer, state, now)
         peer.meet_failures = 0

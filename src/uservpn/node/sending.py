@@ -18,8 +18,8 @@ OVERRUN_MAX: Final = 1 << 20
 CUT_BELOW: Final = 1 << 16
 CUT_MIN: Final = 1 << 12
 """Messages are cut to the room of a link that has less than CUT_BELOW, never below CUT_MIN."""
-RELAYED_WINDOW: Final = 2 << 20
-"""Unconfirmed bytes of one tunnel on its way over relays: half of what a relay queues."""
+RELAYED_SIZE_MAX: Final = 1 << 16
+"""Messages over relays are no longer: relays take turns by messages."""
 
 Room = Callable[[LinkId], int]
 Batches = list[tuple[LinkId, list[bytes]]]
@@ -94,30 +94,49 @@ class Sender:
     def _take_tunnel(
         self, peer: Peer, room: Room, out: Batches, stamp: bytes, wall_ms: int, now: float
     ) -> None:
-        """The tunnel's messages, over the best link."""
-        state: LinkState = peer.contact.links[0]
-        if state.probed:
-            state = peer.contact.best()
+        """The tunnel's messages, over the best link; others are only probed."""
+        best: LinkState = peer.contact.links[0]
+        if best.probed:
+            best = peer.contact.best()
+        peer.tunnel.paced = None
+        self._take_path(peer, best, room, out, stamp, wall_ms, now)
+        for state in peer.contact.links:
+            path = self._table.links[state.link].path
+            if path is not None and path.is_probe_due and state is not best:
+                self._take_path(peer, state, lambda link: 0, out, stamp, wall_ms, now)
+
+    def _take_path(
+        self,
+        peer: Peer,
+        state: LinkState,
+        room: Room,
+        out: Batches,
+        stamp: bytes,
+        wall_ms: int,
+        now: float,
+    ) -> None:
+        """What may leave over one link, direct or relayed."""
         entry = self._table.links[state.link]
+        path = entry.path
         carrier = self._relaying.carrier(state.link) if entry.hops else state.link
         free = -OVERRUN_MAX if carrier is None else room(carrier)
-        if carrier is None or free <= -OVERRUN_MAX:
+        if carrier is None or path is None or free <= -OVERRUN_MAX:
             return
         size_max = entry.size_max
-        if free < CUT_BELOW:  # a slow link: no message is longer than what it takes now
+        if free < CUT_BELOW and not entry.is_lossy:
+            # a slow link: no message is longer than what it takes now
             size_max = min(size_max, max(CUT_MIN, free))
         hops = entry.hops_code if entry.hops else 0
         tunnel = peer.tunnel
         if hops:
-            size_max = min(size_max, self._table.links[carrier].size_max)
-            free = min(free, RELAYED_WINDOW - tunnel.cache_size)
-        messages = tunnel.take_messages(free, size_max, state.link, now)
+            size_max = min(size_max, self._table.links[carrier].size_max, RELAYED_SIZE_MAX)
+        if path.controller is not None and free > 0:
+            free = min(free, path.budget(now))
+            tunnel.paced = path
+        messages = tunnel.take_messages(free, size_max, path, now)
         if not messages:
             return
-        seal = peer.session.seal
-        batch: list[bytes] = []
-        for kind, data in messages:
-            batch += seal(kind, data, stamp, wall_ms, 0, hops)
+        batch = peer.session.seal_batch(messages, stamp, wall_ms, hops)
         out.append((carrier, batch))
         if hops:
             peer.relayed_bytes += sum(map(len, batch))

@@ -18,7 +18,8 @@ from uservpn.mesh.mailbox import Mailbox
 from uservpn.mesh.pathmtu import PathMtu
 from uservpn.mesh.routes import Route
 from uservpn.node.options import NodeEvent, NodeOptions, PeerNews
-from uservpn.tunnel import limits
+from uservpn.tunnel.bbr import Bbr
+from uservpn.tunnel.path import Path
 from uservpn.tunnel.tunnel import Tunnel
 from uservpn.types import LinkId, NodeId
 from uservpn.wire.constants import TAG_SIZE, Kind
@@ -28,7 +29,6 @@ from uservpn.wire.session import TIME_SIZE, Session
 
 UNPROVEN_S: Final = 20.0
 """How long an accepted link may stay without one message that was acted on."""
-RELAYED_ACK: Final = 256 << 10
 PROBES_MAX: Final = 16
 """Probes of one peer whose answers are waited for; more forget the older ones."""
 OVERHEAD: Final = TAG_SIZE + TIME_SIZE
@@ -50,6 +50,17 @@ class LinkEntry:
     """The relays it goes over; none: a link of the driver."""
     mtu: PathMtu | None = None
     """Of a link where too large a message is lost without a word: it says what `size_max` may be."""
+    path: Path | None = None
+    """What its peer's tunnel knows of it."""
+    is_lossy: bool = False
+    """Messages may get lost on it: the tunnel has to control congestion. True with `hops` or an `mtu`."""
+
+    def new_path(self, link: LinkId) -> Path:
+        """A path on which nothing was sent yet, with what is known of its round trip."""
+        rtt_s = self.state.rtt_s if self.state is not None else None
+        self.is_lossy = self.mtu is not None or bool(self.hops)
+        self.path = Path(link, Bbr(rtt_s) if self.is_lossy else None, rtt_s)
+        return self.path
 
     @property
     def hops_code(self) -> int:
@@ -229,10 +240,9 @@ class Table:
         entry.state = peer.contact.link_up(
             link, entry.protocol, endpoint, dialled, now, bool(entry.hops), entry.mtu is not None
         )
+        path = entry.new_path(link)
         if not entry.state.is_unproved:
-            peer.tunnel.ack_size = RELAYED_ACK if entry.hops else limits.ACK_SIZE
-            if not was_linked or not dialled:
-                peer.tunnel.link_up()
+            peer.tunnel.path_up(path, not was_linked or not dialled)
         self.probe(peer, link, now)
 
     def probe(self, peer: Peer, link: LinkId, now: float) -> bytes:

@@ -20,6 +20,8 @@ QUEUE_MAX: Final = 8 * MIB
 """Chunks waiting to be sent, per stream and per tunnel: beyond it `write` returns False."""
 FRESH_SIZE: Final = 64 * KIB
 """A stream is "new or interactive", and goes ahead, until it has sent this much without a pause."""
+FRESH_EXTRA: Final = 16 * KIB
+"""On a path with congestion control they may exceed its window and pace by so much: they do not wait."""
 SMALL_CHUNK: Final = 8 * KIB
 """Chunks up to this size are joined into one message with others."""
 CONTROL_MAX: Final = 1 << 16
@@ -28,8 +30,18 @@ ACK_COUNT: Final = 64
 ACK_SIZE: Final = 2 * MIB
 ACK_DELAY_S: Final = 0.1
 """The sink reports after so many messages, or bytes, or this long after the first unreported one."""
+ACK_COUNT_LOSSY: Final = 256
+ACK_DELAY_LOSSY_S: Final = 0.025
+ACK_DELAY_MIN_S: Final = 0.001
+"""Over a link that loses messages: after so many, or an eighth of a round trip within these bounds."""
+GAP_DELAY_S: Final = 0.004
+"""A gap that showed over such a link is reported this soon: whatever was only overtaken has come by then."""
+REPORT_PARTS_MAX: Final = 4
+"""Messages that one report may take; the highest gaps are left for the next one."""
 ASK_DELAY_S: Final = 1.0
-"""Nothing confirmed for so long (or 4 round trips): the sender asks for a report, doubling to 8 s."""
+"""Nothing confirmed for so long (or 4 round trips): an empty message asks for a report, after twice
+the time the next, up to ASK_DELAY_MAX_S."""
+ASK_DELAY_MAX_S: Final = 8.0
 PAD_BELOW: Final = 256
 """Messages shorter than this are padded by up to PAD_MAX bytes."""
 PAD_MAX: Final = 96

@@ -40,11 +40,13 @@ class Stream:
         "consumed",
         "final",
         "granted_at",
+        "head_at",
         "held",
         "held_order",
         "held_size",
         "id",
         "in_lane",
+        "is_answered",
         "is_blocked",
         "is_known",
         "is_mine",
@@ -73,9 +75,13 @@ class Stream:
         self.is_known = is_mine
         """False while only DATA that overtook its OPEN has come."""
         self.is_over = False
+        self.is_answered = False
+        """The peer has said how its dial ended."""
         self.owner: StreamOwner | None = None
         self.queue: deque[bytearray] | None = None
         """Framed chunks that wait to be sent (SEQ_DATA_HEAD, then bytes)."""
+        self.head_at = 0
+        """So much of the first chunk has been sent."""
         self.queue_size = 0
         self.send_offset = 0
         """Offset behind the last byte queued."""

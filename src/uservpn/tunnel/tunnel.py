@@ -1,10 +1,12 @@
 """The tunnel: reliable, multiplexed streams between two nodes, over messages that may be lost.
 
-Each direction is a sequence of messages. The source keeps every sequenced message in one bounded cache until
-the sink says that it has it; the sink says what it has (HAVE), asks for what is missing (WANT) and grants
-credit per stream (CREDIT). Nothing is resent on a guess: a source that hears nothing asks for a report
-(NEXT). Every DATA frame carries its stream and offset, so bytes are delivered as soon as *their* stream
-is complete, whatever else is missing.
+Each direction is a sequence of messages. The source keeps every sequenced message in one bounded cache
+(tunnel/outbox.py) until the sink says that it has it; the sink (tunnel/inbox.py) says what it has (HAVE),
+asks for what is missing (WANT) and grants credit per stream (CREDIT). Nothing is resent on a guess: a source
+that hears nothing sends an empty message, which draws a report. Every DATA frame carries its stream and
+offset, so bytes are delivered as soon as *their* stream is complete, whatever else is missing.
+
+A tunnel uses several paths at once (tunnel/path.py); its owner says which one the next messages take.
 
 A tunnel is bound to both nodes' boots; a node that restarted gets a new one, and every stream of the old
 one ends. Sans-I/O: time comes in as `now` (monotonic seconds), messages and events are taken as lists.
@@ -23,15 +25,16 @@ from uservpn.errors import Fault, PeerFault, StreamFault
 from uservpn.kit.ranges import RangeSet
 from uservpn.tunnel import limits
 from uservpn.tunnel.events import Data, Event, Finished, Offered, Opened, Reset, Room
+from uservpn.tunnel.inbox import Inbox
+from uservpn.tunnel.outbox import Outbox
+from uservpn.tunnel.path import Path
 from uservpn.tunnel.stream import Stream, StreamOwner
-from uservpn.types import Buffer, LinkId
+from uservpn.types import Buffer
 from uservpn.wire import frames
-from uservpn.wire.constants import NUMBER_MAX, Kind
+from uservpn.wire.constants import Kind
 
 _SEQ_SIZE = frames.SEQ.size
 _HEAD_SIZE = frames.SEQ_DATA_HEAD.size
-_REPORT_REST = limits.PAD_MAX + 64
-"""What a report holds beside its ranges, at most."""
 
 
 class Tunnel:
@@ -44,14 +47,12 @@ class Tunnel:
     def __init__(self, me: int, peer: int, random_below: Callable[[int], int]) -> None:
         self.peer = peer
         self.streams: dict[int, Stream] = {}
-        self.rtt_s = 0.05
-        """The owner's estimate of the round trip; paces window growth and asking."""
-        self.resent_count = 0
         self.opened_count = 0
         """Streams the peer has opened."""
-        self.cache_size = 0
-        self.ack_size = limits.ACK_SIZE
-        """A report goes out at the latest after so many bytes."""
+        self.outbox = Outbox()
+        self.inbox = Inbox()
+        self.paced: Path | None = None
+        """Set by the owner: the path whose pacer holds back what waits."""
         self._random_below = random_below
         self._next_id = 2 if me < peer else 1
         self._mine = self._next_id & 1
@@ -59,30 +60,31 @@ class Tunnel:
         self._seen_below = 0
         self._window_sum = 0
         self._early_count = 0
-        # source
-        self._seq = 0
-        self._base = 0
-        self._confirmed = RangeSet()  # above _base
-        self._cache: dict[int, tuple[Buffer, LinkId]] = {}
-        self._resend: deque[int] = deque()
-        self._resend_set: set[int] = set()
         self._control: list[bytes] = []
         self._fresh: deque[Stream] = deque()
         self._bulk: deque[Stream] = deque()
         self._queued = 0
-        self._ask_at: float | None = None
-        self._ask_s = 0.0
-        # sink
-        self._below = 0
-        self._above = RangeSet()
-        self._unreported_count = 0
-        self._unreported_size = 0
-        self._report_at: float | None = None
-        self._report_due = False
-        self._want_all = False
-        self._told_next = 0
         self._ask_due = False
         self._events: list[Event] = []
+
+    @property
+    def rtt_s(self) -> float:
+        """The owner's estimate of the round trip; paces window growth and reports."""
+        return self.inbox.rtt_s
+
+    @rtt_s.setter
+    def rtt_s(self, seconds: float) -> None:
+        self.inbox.rtt_s = seconds
+
+    @property
+    def cache_size(self) -> int:
+        """Bytes sent and not confirmed."""
+        return self.outbox.size
+
+    @property
+    def resent_count(self) -> int:
+        """Messages that were sent again."""
+        return self.outbox.resent_count
 
     # --- commands --------------------------------------------------------------------------------
 
@@ -163,9 +165,7 @@ class Tunnel:
         """Every stream ends, on both sides; of what was not confirmed only the sequence is kept."""
         for stream in list(self.streams.values()):
             self.fail(stream, fault)
-        for seq, (_, link) in self._cache.items():
-            self._cache[seq] = (frames.SEQ.pack(seq), link)
-        self.cache_size = _SEQ_SIZE * len(self._cache)
+        self.outbox.drop_payloads()
 
     def consumed(self, stream: Stream, size: int, now: float) -> None:
         """`size` delivered bytes have gone on: gives credit back, in steps of half a window."""
@@ -192,24 +192,40 @@ class Tunnel:
             self._events.append(Reset(stream, fault))
             self._drop(stream)
         self._control.clear()
-        self._cache.clear()
-        self.cache_size = 0
+        self.outbox.clear()
 
     # --- outside events --------------------------------------------------------------------------
 
+    def path_up(self, path: Path, is_first: bool) -> None:
+        """A path may be used; `is_first`: there was none, so ask for all that the old ones may have lost."""
+        self.outbox.paths.append(path)
+        if is_first:
+            self.link_up()
+
     def link_up(self) -> None:
-        """A link came up where there was none: ask for all that the old ones may have lost."""
-        if self._below or self._above or self._seq:
-            self._report_due = True
-            self._want_all = True
+        """A link came up where there was none: both ends ask for all that the old ones may have lost."""
+        self.inbox.link_up()
+        self._ask_due = self._ask_due or self.outbox.size > 0
 
-    def link_lost(self) -> None:
-        """One of several links is gone: both ends ask, over what is left, for what was on it."""
-        self.link_up()
-        self._ask_due = bool(self._cache)
+    def path_down(self, path: Path) -> None:
+        """A path is gone; both ends ask, over what is left, for what was on it."""
+        path.is_gone = True
+        path.probe_at = None
+        if self.paced is path:
+            self.paced = None
+        self.inbox.link_up()
+        if not path.flights:
+            self.outbox.paths.remove(path)
+        if self.outbox.size:
+            self._ask_due = True
 
-    def receive(self, kind: int, payload: bytes, now: float) -> None:
-        """A genuine message of the peer.
+    def path_left(self, path: Path, now: float) -> None:
+        """A path fell silent: what is on it is resent over another, once the sink says what it misses."""
+        path.leave(now)
+        self._ask_due = True
+
+    def receive(self, kind: int, payload: bytes, now: float, is_lossy: bool = False) -> None:
+        """A genuine message of the peer; `is_lossy` tells what kind of path it came over.
 
         Raises:
             PeerFault: the peer broke the protocol.
@@ -218,29 +234,13 @@ class Tunnel:
         if len(self._control) > limits.CONTROL_MAX:
             raise PeerFault("asks for more answers than it reads")
         if kind == Kind.DATA:
-            if len(payload) < _SEQ_SIZE:
+            size = len(payload)
+            if size < _SEQ_SIZE:
                 raise PeerFault("message without a sequence")
             seq = frames.SEQ.unpack_from(payload)[0]
-            if seq > NUMBER_MAX:
-                raise PeerFault("a sequence that cannot be")
             position = _SEQ_SIZE
-            if seq == self._below:
-                self._below = seq + 1
-                if self._above:
-                    self._below = self._above.pop_prefix(seq + 1)
-            elif seq < self._below or seq in self._above:
-                self._report_due = True  # the source does not know yet
+            if not self.inbox.admit(seq, size, now, is_lossy):
                 return
-            else:
-                if len(self._above.ranges) >= limits.GAPS_MAX:
-                    return  # weather: too many gaps; it will be asked for again
-                self._above.add(seq, seq + 1)
-            self._unreported_count += 1
-            self._unreported_size += len(payload)
-            if self._unreported_count >= limits.ACK_COUNT or self._unreported_size >= self.ack_size:
-                self._report_due = True
-            elif self._report_at is None and not self._report_due:
-                self._report_at = now + limits.ACK_DELAY_S
         try:
             self._receive_frames(payload, position, now)
         except (struct.error, IndexError, UnicodeDecodeError) as error:
@@ -248,19 +248,21 @@ class Tunnel:
 
     def on_deadline(self, now: float) -> None:
         """Due work; harmless when early."""
-        if self._report_at is not None and now >= self._report_at:
-            self._report_due = True
-            self._report_at = None
-        if self._ask_at is not None and now >= self._ask_at:
-            self._ask_s = min(2 * self._ask_s, 8.0)
-            self._ask_at = now + self._ask_s
-            self._ask_due = bool(self._cache)
+        self.inbox.on_deadline(now)
+        self.outbox.on_deadline(now)
 
     def next_deadline(self) -> float | None:
-        """When `on_deadline` wants to be called, monotonic seconds."""
-        if self._ask_at is None:
-            return self._report_at
-        return self._ask_at if self._report_at is None else min(self._ask_at, self._report_at)
+        """When `on_deadline`, or a take, wants to be called, monotonic seconds."""
+        due = self.inbox.next_deadline()
+        for path in self.outbox.paths:
+            other = path.next_deadline()
+            if due is None or (other is not None and other < due):
+                due = other
+        if self.paced is not None and self._has_data():
+            other = self.paced.pace_deadline()
+            if due is None or (other is not None and other < due):
+                due = other
+        return due
 
     # --- takes -----------------------------------------------------------------------------------
 
@@ -268,10 +270,16 @@ class Tunnel:
         """Would `take_messages` with room return something?"""
         return bool(
             self._control
-            or self._report_due
+            or self.inbox.is_due
             or self._ask_due
-            or self._resend
-            or ((self._fresh or self._bulk) and self.cache_size < limits.CACHE_MAX)
+            or self._has_data()
+            or any(path.is_probe_due for path in self.outbox.paths)
+        )
+
+    def _has_data(self) -> bool:
+        outbox = self.outbox
+        return bool(
+            outbox.resend or ((self._fresh or self._bulk) and outbox.size < limits.CACHE_MAX)
         )
 
     def has_events(self) -> bool:
@@ -286,83 +294,99 @@ class Tunnel:
         return events
 
     def take_messages(
-        self, room: int, size_max: int, link: LinkId, now: float
+        self, room: int, size_max: int, path: Path, now: float
     ) -> list[tuple[int, Buffer]]:
-        """(kind, payload) of what should leave now over `link`.
+        """(kind, payload) of what should leave now over `path`.
 
-        Control goes whatever the room; resends and data while `room` bytes last. No payload is longer
-        than `size_max` bytes. `link` is remembered with what is cached.
+        Control goes whatever the room; resends and data while `room` bytes last, those of new and interactive
+        streams somewhat longer on a lossy path. No payload is longer than `size_max` bytes.
         """
+        outbox = self.outbox
         out: list[tuple[int, Buffer]] = []
-        if self._report_due or self._ask_due:
-            out.append((Kind.SINK, self._report(size_max)))
-        resend = self._resend
-        while resend and room > 0:
-            seq = resend.popleft()
-            self._resend_set.discard(seq)
-            entry = self._cache.get(seq)
-            if entry is not None:
-                self._cache[seq] = (entry[0], link)
-                self.resent_count += 1
-                room -= len(entry[0])
-                out.append((Kind.DATA, entry[0]))
+        if self.inbox.is_due:
+            pad_max = limits.PAD_MAX
+            out += [
+                (Kind.SINK, report + bytes(self._random_below(pad_max)))
+                for report in self.inbox.take_report(size_max - pad_max, now)
+            ]
+        if outbox.resend and room > 0:
+            resends = outbox.take_resends(room, size_max, path, now)
+            room -= sum(map(len, resends))
+            out += [(Kind.DATA, payload) for payload in resends]
+        new: list[Buffer] = []
         parts: list[Buffer] = []
         size = _SEQ_SIZE
         if self._control:
-            size = self._take_control(out, parts, size, size_max, link)
-        while self._fresh and room > 0 and self.cache_size < limits.CACHE_MAX:
-            item = self._take_item(self._fresh, size_max)
-            if item is None:
-                continue
-            length = len(item) - _SEQ_SIZE
-            if length > limits.SMALL_CHUNK:
-                out.append(self._keep(item, link))
-            else:
-                if size + length > size_max:
-                    out.append(self._message(parts, link))
-                    parts = []
-                    size = _SEQ_SIZE
-                parts.append(memoryview(item)[_SEQ_SIZE:])
-                size += length
-            room -= length
+            size = self._take_control(new, parts, size, size_max)
+        if self._fresh:
+            room, size = self._take_fresh(new, parts, size, room, size_max, path.is_lossy)
         if self._control:  # ends of streams whose last chunk has just been taken
-            self._take_control(out, parts, size, size_max, link)
+            size = self._take_control(new, parts, size, size_max)
         if parts:
-            out.append(self._message(parts, link))
-        while self._bulk and room > 0 and self.cache_size < limits.CACHE_MAX:
-            item = self._take_item(self._bulk, size_max)
-            if item is not None:
-                room -= len(item)
-                out.append(self._keep(item, link))
+            new.append(self._message(parts, len(new)))
+        while self._bulk and room > 0 and outbox.size < limits.CACHE_MAX:
+            room -= self._take_chunk(self._bulk, new, room, size_max)
         if self._control:
             parts = []
-            self._take_control(out, parts, _SEQ_SIZE, size_max, link)
-            out.append(self._message(parts, link))
-        if self._cache and self._ask_at is None:
-            self._ask_later(now)
+            self._take_control(new, parts, _SEQ_SIZE, size_max)
+            new.append(self._message(parts, len(new)))
+        if path.is_probe_due or self._ask_due:
+            if not new:  # nothing else draws a report over this path
+                new.append(self._message([b""], 0))
+            path.probed(now)
+            self._ask_due = False
+        if new:
+            outbox.keep(new, sum(map(len, new)), path, now)
+            out += [(Kind.DATA, payload) for payload in new]
+        path.note_end(self._has_data(), now)
         return out
 
     # --- source ----------------------------------------------------------------------------------
 
     def _take_control(
-        self,
-        out: list[tuple[int, Buffer]],
-        parts: list[Buffer],
-        size: int,
-        size_max: int,
-        link: LinkId,
+        self, new: list[Buffer], parts: list[Buffer], size: int, size_max: int
     ) -> int:
         """Control frames into the message at hand and, where they do not fit, more messages."""
         control = self._control
         self._control = []
         for frame in control:
             if size + len(frame) > size_max:
-                out.append(self._message(parts, link))
+                new.append(self._message(parts, len(new)))
                 parts.clear()
                 size = _SEQ_SIZE
             parts.append(frame)
             size += len(frame)
         return size
+
+    def _take_fresh(
+        self,
+        new: list[Buffer],
+        parts: list[Buffer],
+        size: int,
+        room: int,
+        size_max: int,
+        is_lossy: bool,
+    ) -> tuple[int, int]:
+        """Chunks of new and interactive streams, the small ones joined; returns room and size left."""
+        extra = limits.FRESH_EXTRA if is_lossy else 0
+        room += extra
+        while self._fresh and room > 0 and self.outbox.size < limits.CACHE_MAX:
+            stream = self._fresh[0]
+            queue = stream.queue
+            length = len(queue[0]) - _SEQ_SIZE - stream.head_at if queue else 0
+            if not 0 < length <= min(limits.SMALL_CHUNK, size_max - _SEQ_SIZE):
+                room -= self._take_chunk(self._fresh, new, room, size_max)
+                continue
+            if size + length > size_max:
+                new.append(self._message(parts, len(new)))
+                parts.clear()
+                size = _SEQ_SIZE
+            item = self._take_whole(self._fresh)
+            if item is not None:
+                parts.append(memoryview(item)[_SEQ_SIZE:])
+                size += len(item) - _SEQ_SIZE
+                room -= len(item)
+        return room - extra, size
 
     def _enlist(self, stream: Stream) -> None:
         stream.in_lane = True
@@ -371,22 +395,36 @@ class Tunnel:
         else:
             self._bulk.append(stream)
 
-    def _take_item(self, lane: deque[Stream], size_max: int) -> bytearray | None:
-        """The next chunk of the lane's first stream, which then goes to the end of the line."""
+    def _take_whole(self, lane: deque[Stream]) -> Buffer | None:
+        """The whole next chunk of the lane's first stream; None: it has no credit for it."""
+        new: list[Buffer] = []
+        stream = lane[0]
+        rest = limits.FRESH_SIZE + len(stream.queue[0]) if stream.queue else 0
+        self._take_chunk(lane, new, rest, rest)
+        assert len(new) <= 1
+        return new[0] if new else None
+
+    def _take_chunk(self, lane: deque[Stream], new: list[Buffer], room: int, size_max: int) -> int:
+        """Messages from the next chunk of the lane's first stream, which then goes to the end of the line.
+
+        The chunk leaves whole where it fits, else in pieces while `room` lasts. Returns the bytes taken.
+        """
         stream = lane.popleft()
         stream.in_lane = False
         queue = stream.queue
         if not queue or stream.is_over:
-            return None
-        item = queue.popleft()
+            return 0
+        item = queue[0]
+        credit = stream.send_limit - stream.sent_size
         size = len(item) - _HEAD_SIZE
-        most = min(size_max - _HEAD_SIZE, stream.send_limit - stream.sent_size)
-        if size > most:
-            if most <= 0:  # no credit: CREDIT enlists it again
-                queue.appendleft(item)
-                return None
-            item = self._cut(stream, item, most)
-            size = most
+        if stream.head_at == 0 and size <= credit and size <= size_max - _HEAD_SIZE:
+            frames.SEQ.pack_into(item, 0, self.outbox.next_seq + len(new))
+            new.append(item)
+            queue.popleft()
+        else:
+            if credit <= 0:  # CREDIT enlists it again
+                return 0
+            size = self._cut(stream, item, new, min(room, credit), size_max - _HEAD_SIZE)
         stream.sent_size += size
         stream.queue_size -= size
         self._queued -= size
@@ -398,38 +436,41 @@ class Tunnel:
         if stream.is_blocked and stream.queue_size <= limits.QUEUE_STREAM_MAX >> 1:
             stream.is_blocked = False
             self._events.append(Room(stream))
-        return item
+        return size + _HEAD_SIZE
 
-    def _cut(self, stream: Stream, item: bytearray, size: int) -> bytearray:
-        """Leaves what is behind `size` bytes at the head of the queue."""
-        assert stream.queue is not None
-        view = memoryview(item)
-        offset = stream.sent_size
-        rest = len(item) - _HEAD_SIZE - size
+    def _cut(
+        self, stream: Stream, item: bytearray, new: list[Buffer], most: int, piece: int
+    ) -> int:
+        """Messages of at most `piece` bytes of a chunk's rest; about `most` bytes of it, which it returns."""
         pack = frames.SEQ_DATA_HEAD.pack
-        stream.queue.appendleft(
-            bytearray(b"").join(
-                (pack(0, frames.DATA, stream.id, offset + size, rest), view[_HEAD_SIZE + size :])
-            )
-        )
-        return bytearray(b"").join(
-            (pack(0, frames.DATA, stream.id, offset, size), view[_HEAD_SIZE : _HEAD_SIZE + size])
-        )
+        data, stream_id, join = frames.DATA, stream.id, b"".join
+        view = memoryview(item)
+        start = _HEAD_SIZE + stream.head_at
+        # whole pieces, so that only a chunk's or credit's last one is short
+        pieces = -(-most // piece)
+        stop = min(len(item), start + pieces * piece, start + stream.send_limit - stream.sent_size)
+        seq = self.outbox.next_seq + len(new)
+        offset = stream.sent_size - start
+        for at in range(start, stop, piece):
+            end = at + piece
+            if end > stop:
+                end = stop
+            new.append(join((pack(seq, data, stream_id, offset + at, end - at), view[at:end])))
+            seq += 1
+        if stop == len(item):
+            assert stream.queue is not None
+            stream.queue.popleft()
+            stream.head_at = 0
+        else:
+            stream.head_at += stop - start
+        return stop - start
 
-    def _keep(self, item: bytearray, link: LinkId) -> tuple[int, Buffer]:
-        """Numbers a framed chunk in place and keeps it until the sink has it."""
-        seq = self._seq
-        self._seq = seq + 1
-        frames.SEQ.pack_into(item, 0, seq)
-        self._cache[seq] = (item, link)
-        self.cache_size += len(item)
-        return Kind.DATA, item
-
-    def _message(self, parts: list[Buffer], link: LinkId) -> tuple[int, Buffer]:
-        item = bytearray(b"").join((bytes(_SEQ_SIZE), *parts))
+    def _message(self, parts: list[Buffer], index: int) -> Buffer:
+        """Frames as the message `index` places behind the last one kept; padded where it is short."""
+        item = b"".join((frames.SEQ.pack(self.outbox.next_seq + index), *parts))
         if len(item) < limits.PAD_BELOW:
             item += bytes(self._random_below(limits.PAD_MAX))
-        return self._keep(item, link)
+        return item
 
     def _send_fin(self, stream: Stream) -> None:
         self._control.append(frames.FIN_FRAME.pack(frames.FIN, stream.id, stream.send_offset))
@@ -437,71 +478,12 @@ class Tunnel:
         if stream.recv_done:
             self._drop(stream)
 
-    def _confirm(self, below: int, ranges: list[tuple[int, int]], now: float) -> None:
-        if below > self._seq:
-            raise PeerFault("confirms what was never sent")
-        progress = False
-        if below > self._base:
-            progress = self._uncache(self._base, below)
-            self._base = self._confirmed.pop_prefix(below)
-        for start, end in ranges:
-            low, high = max(start, self._base), min(end, self._seq)
-            if low >= high:
-                continue
-            for gap in self._confirmed.gaps(low, high):  # each report names the old ones too
-                progress |= self._uncache(*gap)
-            self._confirmed.add(low, high)
-        if not self._cache:
-            self._ask_at = None
-        elif progress:  # the rest has as much time again: its report may never come
-            self._ask_later(now)
-
-    def _uncache(self, start: int, end: int) -> bool:
-        """The sink has these; False: that was known."""
-        progress = False
-        for seq in range(start, end):
-            entry = self._cache.pop(seq, None)
-            if entry is not None:
-                self.cache_size -= len(entry[0])
-                progress = True
-        return progress
-
-    def _ask_later(self, now: float) -> None:
-        self._ask_s = max(limits.ASK_DELAY_S, 4 * self.rtt_s)
-        self._ask_at = now + self._ask_s
-
-    def _queue_resend(self, start: int, end: int) -> None:
-        for seq in range(max(start, self._base), min(end, self._seq)):
-            if seq in self._cache and seq not in self._resend_set:
-                self._resend.append(seq)
-                self._resend_set.add(seq)
-
-    # --- sink ------------------------------------------------------------------------------------
-
-    def _report(self, size_max: int) -> bytes:
-        parts = []
-        ranges_max = min(frames.RANGES_MAX, (size_max - _REPORT_REST) // (2 * frames.RANGE.size))
-        if self._report_due:
-            self._report_due = False
-            self._report_at = None
-            self._unreported_count = self._unreported_size = 0
-            parts.append(frames.have_frame(self._below, self._above.ranges[:ranges_max]))
-            end = self._above.ranges[-1][1] if self._above else self._below
-            wanted = self._above.gaps(self._below, max(end, self._told_next))
-            if self._want_all:
-                self._want_all = False
-                wanted = [*wanted, (max(end, self._told_next), frames.OPEN_ENDED)]
-            if wanted:
-                parts.append(frames.want_frame(wanted[:ranges_max]))
-        if self._ask_due:
-            self._ask_due = False
-            parts.append(frames.NEXT_FRAME.pack(frames.NEXT, self._seq))
-        parts.append(bytes(self._random_below(limits.PAD_MAX)))
-        return b"".join(parts)
+    # --- frames ----------------------------------------------------------------------------------
 
     def _receive_frames(self, payload: bytes, position: int, now: float) -> None:
         view = memoryview(payload)
         total = len(payload)
+        report: tuple[float, int] | None = None
         while position < total:
             kind = payload[position]
             if kind == frames.DATA:
@@ -546,25 +528,22 @@ class Tunnel:
                 self._events.append(Reset(stream, _fault(code)))
                 self._drop(stream)
             elif kind == frames.HAVE:
-                _, below, count = frames.HAVE_HEAD.unpack_from(payload, position)
-                position += 11
-                self._confirm(below, _ranges(payload, position, count), now)
-                position += 16 * count
+                _, below, start, held, again, count = frames.HAVE_HEAD.unpack_from(
+                    payload, position
+                )
+                position += frames.HAVE_HEAD.size
+                self.outbox.confirm(below, frames.ranges_of(payload, position, start, count))
+                position += frames.RUN.size * count
+                report = held * frames.HELD_UNIT_S, again
             elif kind == frames.WANT:
-                _, count = frames.WANT_HEAD.unpack_from(payload, position)
-                position += 3
-                for start, end in _ranges(payload, position, count):
-                    self._queue_resend(start, end)
-                position += 16 * count
-            elif kind == frames.NEXT:
-                _, self._told_next = frames.NEXT_FRAME.unpack_from(payload, position)
-                position += 9
-                self._told_next = min(self._told_next, self._below + (1 << 20))
-                self._report_due = True
+                self.outbox.want(frames.WANT_FRAME.unpack_from(payload, position)[1])
+                position += frames.WANT_FRAME.size
             elif kind == frames.PAD:
-                return
+                break
             else:
                 raise PeerFault(f"unknown frame type {kind}")
+        if report is not None:
+            self.outbox.report_over(*report, now)
 
     def _early(self, stream_id: int) -> Stream | None:
         """A stream of the peer whose OPEN is still on its way; None: it is over."""
@@ -607,7 +586,7 @@ class Tunnel:
             self.streams[stream_id] = stream
             self._window_sum += stream.recv_window
         elif stream.is_known:
-            raise PeerFault("stream opened twice")
+            return position + size  # its message was cut anew, and both came
         else:
             self._early_count -= 1
         stream.is_known = True
@@ -628,7 +607,8 @@ class Tunnel:
         if position + size > len(payload):
             raise PeerFault("OPENED is longer than its message")
         stream = self.streams.get(stream_id)
-        if stream is not None and stream.is_mine:
+        if stream is not None and stream.is_mine and not stream.is_answered:
+            stream.is_answered = True
             fault = _fault(code)
             self._events.append(Opened(stream, fault, payload[position : position + size]))
             if fault:
@@ -725,10 +705,3 @@ def _fault(code: int) -> Fault:
         return Fault(code)
     except ValueError:
         return Fault.FAILED  # a newer peer's reason
-
-
-def _ranges(payload: bytes, position: int, count: int) -> list[tuple[int, int]]:
-    if count > frames.RANGES_MAX:
-        raise PeerFault("too many ranges")
-    unpack = frames.RANGE.unpack_from
-    return [unpack(payload, position + 16 * index) for index in range(count)]

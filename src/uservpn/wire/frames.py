@@ -7,10 +7,12 @@ one loop in `tunnel/tunnel.py`, because it is on the bulk path.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Final
 
-from uservpn.errors import Fault
+from uservpn.errors import Fault, PeerFault
+from uservpn.types import Buffer
 
 PAD: Final = 0
 DATA: Final = 1
@@ -21,7 +23,6 @@ RESET: Final = 5
 CREDIT: Final = 6
 HAVE: Final = 7
 WANT: Final = 8
-NEXT: Final = 9
 
 SEQ: Final = struct.Struct(">Q")
 DATA_HEAD: Final = struct.Struct(">BIQI")  # type, stream, offset, length | bytes
@@ -31,14 +32,19 @@ OPENED_HEAD: Final = struct.Struct(">BIBIB")  # type, stream, fault, window, det
 FIN_FRAME: Final = struct.Struct(">BIQ")  # type, stream, final offset
 RESET_FRAME: Final = struct.Struct(">BIB")  # type, stream, fault
 CREDIT_FRAME: Final = struct.Struct(">BIQ")  # type, stream, limit
-HAVE_HEAD: Final = struct.Struct(">BQH")  # type, all below this, range count | ranges
-WANT_HEAD: Final = struct.Struct(">BH")  # type, range count | ranges
-RANGE: Final = struct.Struct(">QQ")  # [start, end)
-NEXT_FRAME: Final = struct.Struct(">BQ")  # type, next sequence
+HAVE_HEAD: Final = struct.Struct(">BQQHIH")
+# type, all below this, where the runs start, held, duplicates, run count | runs
+RUN: Final = struct.Struct(">HH")  # so many missing, then so many that came
+WANT_FRAME: Final = struct.Struct(">BQ")  # type, what HAVE shows missing below this is wanted
 
 OPEN_ENDED: Final = (1 << 64) - 1
-"""As the end of a WANT range: everything sent from its start on, over links that are gone."""
-RANGES_MAX: Final = 64
+"""As WANT's bound: everything sent over links that are gone, too."""
+RUNS_MAX: Final = 512
+HELD_UNIT_S: Final = 0.0001
+"""HAVE tells, in this unit, how long the newest message it covers had come when the report left."""
+SPAN_MAX: Final = 1 << 22
+"""Sequences between the lowest missing one and the highest that came: what lies higher is dropped."""
+_RUN_MAX: Final = 0xFFFF
 
 
 def open_frame(stream: int, window: int, host: bytes, port: int) -> bytes:
@@ -51,13 +57,91 @@ def opened_frame(stream: int, fault: Fault, window: int, detail: bytes) -> bytes
     return OPENED_HEAD.pack(OPENED, stream, fault, window, len(detail)) + detail
 
 
-def have_frame(below: int, ranges: Iterable[tuple[int, int]]) -> bytes:
-    """HAVE: everything below `below`, and these ranges above it (the lowest 64)."""
-    some = list(ranges)[:RANGES_MAX]
-    return HAVE_HEAD.pack(HAVE, below, len(some)) + b"".join(RANGE.pack(*r) for r in some)
+def runs_of(start: int, ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Ascending, disjoint ranges above `start` as runs: (so many missing, so many that came)."""
+    runs: list[tuple[int, int]] = []
+    at = start
+    for low, high in ranges:
+        missing, came = low - at, high - low
+        while missing > _RUN_MAX:  # (SPAN_MAX bounds how often)
+            runs.append((_RUN_MAX, 0))
+            missing -= _RUN_MAX
+        while came > _RUN_MAX:
+            runs.append((missing, _RUN_MAX))
+            missing = 0
+            came -= _RUN_MAX
+        runs.append((missing, came))
+        at = high
+    return runs
 
 
-def want_frame(ranges: Iterable[tuple[int, int]]) -> bytes:
-    """WANT: please send these again (the lowest 64)."""
-    some = list(ranges)[:RANGES_MAX]
-    return WANT_HEAD.pack(WANT, len(some)) + b"".join(RANGE.pack(*r) for r in some)
+def have_frame(
+    below: int,
+    start: int = 0,
+    runs: Sequence[tuple[int, int]] = (),
+    held_s: float = 0.0,
+    duplicates: int = 0,
+) -> bytes:
+    """HAVE: everything below `below`, and the runs from `start` on (at most RUNS_MAX)."""
+    assert len(runs) <= RUNS_MAX
+    held = min(int(held_s / HELD_UNIT_S), 0xFFFF)
+    flat = chain.from_iterable(runs)
+    count = len(runs)
+    head = HAVE_HEAD.pack(HAVE, below, start, held, duplicates & 0xFFFFFFFF, count)
+    return head + struct.pack(f">{2 * count}H", *flat)
+
+
+def ranges_of(payload: bytes, position: int, start: int, count: int) -> list[tuple[int, int]]:
+    """The ranges that `count` runs from `start` on say have come; ascending, disjoint.
+
+    Raises:
+        PeerFault: there are too many.
+        struct.error: the payload ends before they do.
+    """
+    if count > RUNS_MAX:
+        raise PeerFault("too many runs")
+    if not count:
+        return []
+    flat = struct.unpack_from(f">{2 * count}H", payload, position)
+    ranges: list[tuple[int, int]] = []
+    at = start
+    for missing, came in zip(flat[::2], flat[1::2], strict=True):
+        low = at + missing
+        at = low + came
+        if came:
+            if missing == 0 and ranges:
+                ranges[-1] = ranges[-1][0], at
+            else:
+                ranges.append((low, at))
+    return ranges
+
+
+def split(payload: bytes, position: int, size_max: int) -> Iterator[Buffer]:
+    """The frames of a message of our own, none longer than `size_max`: DATA is cut, PAD left out."""
+    view = memoryview(payload)
+    while position < len(payload):
+        kind = payload[position]
+        if kind == PAD:
+            return
+        if kind != DATA:
+            end = position + _size_of(payload, position, kind)
+            yield view[position:end]
+            position = end
+            continue
+        _, stream, offset, size = DATA_HEAD.unpack_from(payload, position)
+        position += DATA_HEAD.size
+        end = position + size
+        while position < end:
+            piece = view[position : min(end, position + size_max - DATA_HEAD.size)]
+            yield DATA_HEAD.pack(DATA, stream, offset, len(piece)) + piece
+            position += len(piece)
+            offset += len(piece)
+
+
+def _size_of(payload: bytes, position: int, kind: int) -> int:
+    """Bytes of a frame that stands in DATA messages and is not DATA itself."""
+    if kind == OPEN:
+        return OPEN_HEAD.size + payload[position + OPEN_HEAD.size - 1]
+    if kind == OPENED:
+        return OPENED_HEAD.size + payload[position + OPENED_HEAD.size - 1]
+    return {FIN: FIN_FRAME.size, RESET: RESET_FRAME.size, CREDIT: CREDIT_FRAME.size}[kind]

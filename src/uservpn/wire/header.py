@@ -87,17 +87,18 @@ def pack_fields(
 class HeaderCodec:
     """Seals and opens headers under a key ring. Holds no state but a counter of strangers."""
 
-    __slots__ = ("_decrypt", "_seal", "_sivs", "stranger_count")
+    __slots__ = ("_decrypt", "_sivs", "seal_fields", "stranger_count")
 
     def __init__(self, ring: Ring) -> None:
         self._sivs = ring.sivs
-        self._seal = ring.sivs[0].encrypt
+        self.seal_fields = ring.sivs[0].encrypt
+        """As `seal`, with None as second argument: one call less."""
         self._decrypt = ring.sivs[0].decrypt
         self.stranger_count = 0
 
     def seal(self, fields: bytes) -> bytes:
         """48 bytes: the watermark and the sealed fields."""
-        return self._seal(fields, None)
+        return self.seal_fields(fields, None)
 
     def reseal(self, header: Header, is_second: bool, stamp: bytes) -> bytes:
         """The header as a relay sends it on: its own stamp set, under the key it came with."""

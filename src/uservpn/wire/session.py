@@ -9,6 +9,7 @@ carries its full wall-clock time inside the sealed payload instead; the caller j
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from cryptography.exceptions import InvalidTag
@@ -78,7 +79,7 @@ class Session:
         self._number = 0
         self._flags = FLAG_CHACHA if chacha else 0
         self._encrypt = ring.payload(0, me, boot, peer, chacha).encrypt
-        self._seal_header = codec.seal
+        self._seal_header = codec.seal_fields
         self._aeads_in: dict[tuple[int, int, int], Cipher] = {}
         self._window = ReplayWindow()
         self.replayed_count = 0
@@ -119,7 +120,32 @@ class Session:
         body = self._encrypt(
             number.to_bytes(12, "big"), payload, fields[:ASSOCIATED_SIZE] + bound_to
         )
-        return self._seal_header(fields), body
+        return self._seal_header(fields, None), body
+
+    def seal_batch(
+        self, messages: Iterable[tuple[int, Buffer]], stamp: bytes, wall_ms: int, hops: int = 0
+    ) -> list[bytes]:
+        """As `seal` for many (kind, payload): headers and sealed payloads in turn, at less cost for each."""
+        out: list[bytes] = []
+        bound_to = self._peer_boot_bytes
+        if not bound_to:
+            for kind, payload in messages:
+                out += self.seal(kind, payload, stamp, wall_ms, 0, hops)
+            return out
+        flags = self._flags | FLAG_BOUND
+        me, peer, my_boot, number = self._me, self.peer, self._my_boot, self._number
+        pack, seal_header, encrypt = _pack, self._seal_header, self._encrypt
+        for kind, payload in messages:
+            fields = pack(
+                flags | kind, me, peer, len(payload) + TAG_SIZE, my_boot, number << 16 | hops,
+                stamp, NO_STAMP, NO_STAMP,
+            )  # fmt: skip
+            body = encrypt(number.to_bytes(12, "big"), payload, fields[:ASSOCIATED_SIZE] + bound_to)
+            out += (seal_header(fields, None), body)
+            number += 1
+        assert number <= NUMBER_MAX, "a nonce would repeat"
+        self._number = number
+        return out
 
     def open_bound(self, header: Header, body: Buffer) -> bytes | None:
         """The payload of a message bound to our boot; None: stale, replayed or forged.

@@ -1,0 +1,364 @@
+"""One path of a tunnel: a link, or a way over relays, with what was sent over it and what became of that.
+
+Messages leave in *flights*: all that one take put on one path, with one time. A flight remembers how much
+the path had delivered when it left, so that its confirmation gives a delivery rate and a round trip
+(Cheng et al., draft-cheng-iccrg-delivery-rate-estimation), and what else the congestion controller asks for.
+
+What is missing at the sink is resent only if its last transmission was *overtaken*: a flight that left later
+on the same path was confirmed, and the rest had a round trip and a reordering window's time (RACK, RFC 8985;
+other paths prove nothing). The window is an eighth of the shortest round trip, and widens while the sink
+reports what was resent for nothing. On a path that ended, or was left because it fell silent, all that the
+sink misses counts as overtaken. A lost tail is found by an empty message sent behind it, soon where messages
+get lost, else after one and a half round trips.
+
+The pacer has no timer for each message: what may leave is what the rate allowed since the last burst,
+at most BURST_S ahead, so bursts are as coarse as the driver's timer.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+from uservpn.tunnel.congestion import Controller, Sample
+from uservpn.tunnel.limits import ASK_DELAY_MAX_S, ASK_DELAY_S
+from uservpn.types import LinkId
+
+BURST_S: Final = 0.002
+"""What leaves at once lasts so long at the present rate; the driver's timer ticks in a millisecond."""
+LATE_S: Final = 0.004
+"""How much of what could have left in the past is made up for, when the driver comes late."""
+REORDER_MAX: Final = 16
+"""The reordering window is at most so many eighths of the shortest round trip."""
+REORDER_ROUNDS: Final = 16
+PROBE_MIN_S: Final = 0.010
+TAIL_PROBE_S: Final = 0.3
+"""A path that is silent is probed at least so often at first, so that a black hole's end is noticed."""
+OFTEN_COUNT: Final = 200
+"""So many probes go that often (for a minute); then they grow rarer, up to every ASK_DELAY_MAX_S."""
+SILENT_COUNT: Final = 2
+LOSS_WEIGHT: Final = 1 / 16
+RTT_START_S: Final = 0.1
+
+
+class Flight:
+    """What left at one time on one path: sequences from `start` on, or those in `seqs`."""
+
+    __slots__ = (
+        "count",
+        "delivered",
+        "delivered_at",
+        "first_sent_at",
+        "is_limited",
+        "is_lost",
+        "path",
+        "sent_at",
+        "seqs",
+        "size",
+        "start",
+    )
+
+    def __init__(self, path: Path, sent_at: float, start: int, seqs: list[int] | None) -> None:
+        self.path = path
+        self.sent_at = sent_at
+        self.start = start
+        self.seqs = seqs
+        self.count = 0
+        self.size = 0
+        """Bytes that are neither confirmed nor found lost."""
+        self.is_lost = False
+        self.is_limited = False
+        self.delivered = 0
+        self.delivered_at = 0.0
+        self.first_sent_at = 0.0
+
+    @property
+    def end(self) -> int:
+        """Behind the highest sequence in it."""
+        return self.start + self.count if self.seqs is None else max(self.seqs) + 1
+
+
+class Path:
+    """What is known of one path. The tunnel's outbox alone sends and confirms on it."""
+
+    def __init__(
+        self, link: LinkId, controller: Controller | None = None, rtt_s: float | None = None
+    ) -> None:
+        self.link = link
+        self.controller = controller
+        """None: the link below keeps order, loses nothing and controls congestion itself."""
+        self.flights: deque[Flight] = deque()
+        self.inflight = 0
+        self.delivered = 0
+        """Bytes of messages that were confirmed."""
+        self.sent = 0
+        """Bytes of messages that left, resends and probes included."""
+        self.sent_count = 0
+        self.resent_count = 0
+        self.spurious_count = 0
+        self.lost_count = 0
+        """Messages found lost."""
+        self.loss = 0.0
+        """Share of the bytes that get lost, smoothed over rounds."""
+        self.rtt_s = rtt_s
+        """Smoothed round trip; None: not measured."""
+        self.rtt_min_s = rtt_s or RTT_START_S
+        self.is_gone = False
+        self.silent_count = 0
+        """Probes since the last confirmation on it."""
+        self.heard_at = 0.0
+        """When something on it was last confirmed."""
+        self.probe_at: float | None = None
+        """When an empty message is due."""
+        self.is_probe_due = False
+        self.loss_at: float | None = None
+        """When an overtaken flight counts as lost."""
+        self.rate: float = 0.0
+        """The latest delivery rate, bytes/s."""
+        self._rtt_var_s = 0.0
+        self._rtt_last_s = rtt_s or RTT_START_S
+        self._left_at = -1.0
+        self._sent_at = 0.0
+        self._delivered_at = 0.0
+        self._first_sent_at = 0.0
+        self._overtaken_at = -1.0
+        self._round_end = 0
+        self._round_lost = 0
+        self._round_acked = 0
+        self._reorder = 1
+        self._reorder_rounds = 0
+        self._resent_at = -1.0
+        self._newest: Flight | None = None
+        self._acked = 0
+        self._lost = 0
+        self._pace_at = 0.0
+        self._is_limited = False
+
+    @property
+    def is_lossy(self) -> bool:
+        """May messages on it get lost?"""
+        return self.controller is not None
+
+    # --- questions -------------------------------------------------------------------------------
+
+    def budget(self, now: float) -> int:
+        """Bytes that may leave now, may be <= 0; for paths with a controller."""
+        control = self.controller
+        assert control is not None
+        free = control.window - self.inflight
+        if free <= 0:
+            return free
+        ahead = now + BURST_S - self._pace_at
+        return min(free, int(min(ahead, BURST_S + LATE_S) * control.pace)) if ahead > 0 else 0
+
+    def pace_deadline(self) -> float | None:
+        """When the pacer lets more leave; None: it is not what holds back."""
+        control = self.controller
+        if control is None or control.window <= self.inflight:
+            return None
+        return self._pace_at - BURST_S / 2
+
+    def next_deadline(self) -> float | None:
+        """When a probe or a loss falls due."""
+        if self.loss_at is None or (self.probe_at is not None and self.probe_at < self.loss_at):
+            return self.probe_at
+        return self.loss_at
+
+    def reorder_s(self) -> float:
+        """How long a message that was overtaken may still come."""
+        return min(self._reorder * self.rtt_min_s / 8, self.rtt_s or RTT_START_S)
+
+    def timeout_s(self) -> float:
+        """After so long without a report one is asked for (RFC 8985's probe time-out)."""
+        rtt = self.rtt_s or RTT_START_S
+        if self.controller is None:
+            return max(ASK_DELAY_S, 4 * rtt)
+        return max(1.5 * rtt + 4 * self._rtt_var_s, 2 * PROBE_MIN_S)
+
+    # --- sending ---------------------------------------------------------------------------------
+
+    def sends(self, flight: Flight, size: int, count: int, now: float) -> None:
+        """A flight leaves."""
+        if self.inflight == 0:
+            self._first_sent_at = self._delivered_at = now
+            if self.controller is not None and now > self._sent_at + 0.2:
+                self.controller.on_restart(now)
+        flight.size += size
+        flight.count += count
+        flight.delivered = self.delivered
+        flight.delivered_at = self._delivered_at
+        flight.first_sent_at = self._first_sent_at
+        flight.is_limited = self._is_limited
+        self.flights.append(flight)
+        self.inflight += size
+        self.sent += size
+        self.sent_count += count
+        self._sent_at = now
+        control = self.controller
+        if control is not None:
+            self._pace_at = max(self._pace_at, now - LATE_S) + size / control.pace
+        if self.silent_count == 0:
+            self.probe_at = now + self.timeout_s()
+        elif self.probe_at is None and not self.is_probe_due:
+            self._probe_later(now)
+
+    def note_end(self, has_more: bool, now: float) -> None:
+        """The take is over: had the source more to send than the path took?"""
+        self._is_limited = not has_more
+        if not has_more and self.inflight and self.silent_count == 0 and self.loss > 0.002:
+            rtt = self.rtt_s or RTT_START_S
+            self.probe_at = now + max(rtt / 8, PROBE_MIN_S)
+
+    def on_deadline(self, now: float) -> None:
+        """Due work; harmless when early."""
+        if self.probe_at is not None and now >= self.probe_at:
+            self.is_probe_due = True
+            self.probe_at = None
+
+    def probed(self, now: float) -> None:
+        """A message leaves because no report came."""
+        self.is_probe_due = False
+        self.silent_count += 1
+        if self.silent_count == SILENT_COUNT + 1 and self.controller is not None:
+            self.controller.on_silence(now)
+        self._probe_later(now)
+
+    def _probe_later(self, now: float) -> None:
+        base = self.timeout_s()
+        most = ASK_DELAY_MAX_S
+        if self.controller is not None and self.silent_count < OFTEN_COUNT:
+            most = TAIL_PROBE_S
+        self.probe_at = now + max(base, min(base * 2.0 ** min(self.silent_count, 10), most))
+
+    # --- what became of it -----------------------------------------------------------------------
+
+    def confirmed(self, flight: Flight, size: int) -> None:
+        """Bytes of a flight have come."""
+        if flight.is_lost:  # it was not lost, only late
+            self._round_lost -= size
+        else:
+            flight.size -= size
+            self.inflight -= size
+        self.delivered += size
+        self._acked += size
+        if self._newest is None or flight.sent_at > self._newest.sent_at:
+            self._newest = flight
+
+    def report_over(self, held_s: float, now: float) -> None:
+        """A report was read to its end: measures, and tells the controller."""
+        flight = self._newest
+        if flight is None:
+            return
+        self._newest = None
+        self.heard_at = now
+        self.silent_count = 0
+        self.is_probe_due = False
+        rtt = now - flight.sent_at
+        is_round = flight.delivered >= self._round_end
+        if flight.sent_at > self._overtaken_at:
+            self._overtaken_at = flight.sent_at
+        if (
+            flight.seqs is None or rtt >= self.rtt_min_s
+        ):  # else the first transmission came after all
+            self._measure(max(rtt - held_s, 1e-5))
+        rate = self._delivery_rate(flight, now)
+        self._round_acked += self._acked
+        if is_round:
+            self._end_round()
+        self._delivered_at = now
+        self._first_sent_at = max(self._first_sent_at, flight.sent_at)
+        self.probe_at = now + self.timeout_s() if self.inflight else None
+        control = self.controller
+        if control is None:
+            self._acked = self._lost = 0
+            if self.probe_at is not None:
+                self._probe_later(now)
+            return
+        control.on_sample(
+            Sample(
+                now, self._acked, self._lost, self.inflight, max(rtt - held_s, 1e-5), rate,
+                flight.is_limited, is_round,
+            )
+        )  # fmt: skip
+        self._acked = self._lost = 0
+
+    def take_lost(self, wanted: int, now: float) -> list[Flight]:
+        """Flights whose rest counts as lost now; the sink wants what it misses below `wanted`."""
+        self.loss_at = None
+        lost: list[Flight] = []
+        flights = self.flights
+        while flights:
+            flight = flights[0]
+            if flight.size <= 0:
+                flights.popleft()
+                continue
+            if self.is_gone or flight.sent_at <= self._left_at:
+                if flight.end > wanted:
+                    break
+            else:
+                if flight.sent_at >= self._overtaken_at:
+                    break
+                due = flight.sent_at + self._rtt_last_s + self.reorder_s()
+                if due > now:
+                    self.loss_at = due
+                    break
+            flights.popleft()
+            flight.is_lost = True
+            self.inflight -= flight.size
+            self._lost += flight.size
+            self._round_lost += flight.size
+            lost.append(flight)
+        if not self.inflight:
+            self.probe_at = None
+            self.is_probe_due = False
+        return lost
+
+    def leave(self, now: float) -> None:
+        """What is on it is resent over another one as soon as the sink says what it misses."""
+        self._left_at = now
+
+    def resends(self, count: int, now: float) -> None:
+        """So many messages that were lost leave again over this path."""
+        self.resent_count += count
+        self._resent_at = now
+
+    def spurious(self, count: int, now: float) -> None:
+        """The sink got messages twice; if some were resent here, the reordering window widens."""
+        count = min(count, self.resent_count - self.spurious_count)
+        if count <= 0 or now > self._resent_at + 8 * (self.rtt_s or RTT_START_S):
+            return
+        self.spurious_count += count
+        self._reorder = min(self._reorder + 1, REORDER_MAX)
+        self._reorder_rounds = REORDER_ROUNDS
+
+    # --- inside ----------------------------------------------------------------------------------
+
+    def _measure(self, rtt: float) -> None:
+        self._rtt_last_s = rtt
+        known = self.rtt_s
+        if known is None:
+            self.rtt_s = self.rtt_min_s = rtt
+            self._rtt_var_s = rtt / 2
+            return
+        self._rtt_var_s += (abs(known - rtt) - self._rtt_var_s) / 4
+        self.rtt_s = known + (rtt - known) / 8
+        # the shortest of late: it follows a path that has become longer, slowly
+        self.rtt_min_s = min(rtt, self.rtt_min_s * 1.0001)
+
+    def _delivery_rate(self, flight: Flight, now: float) -> float | None:
+        took = max(now - flight.delivered_at, flight.sent_at - flight.first_sent_at)
+        if took < self.rtt_min_s / 2 or took <= 0:
+            return None
+        self.rate = (self.delivered - flight.delivered) / took
+        return self.rate
+
+    def _end_round(self) -> None:
+        self._round_end = self.delivered
+        lost, acked = max(0, self._round_lost), self._round_acked
+        self._round_acked = self._round_lost = 0
+        if lost + acked:
+            self.loss += LOSS_WEIGHT * (lost / (lost + acked) - self.loss)
+        if self._reorder_rounds:
+            self._reorder_rounds -= 1
+            if self._reorder_rounds == 0:
+                self._reorder = 1
