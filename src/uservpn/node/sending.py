@@ -69,7 +69,9 @@ class Sender:
                 entry = self._table.links[link]
                 sealed = peer.session.seal(kind, payload, stamp, wall_ms, boot, entry.hops_code)
                 out.append((carrier, list(sealed)))
-                if entry.state is not None and entry.peer is peer:  # else an unproved claim's answer
+                if (
+                    entry.state is not None and entry.peer is peer
+                ):  # else an unproved claim's answer
                     peer.contact.sent(entry.state, kind == Kind.PROBE, now)
 
     def _take_mail(

@@ -26,8 +26,8 @@ _PASSED_MAX: Final = 200_000
 FORGOTTEN_SMALL: Final = 60
 """In worlds of up to so many nodes the search for forgotten peers is made after every step."""
 FORGOTTEN_EVERY: Final = 97
-QUIET_S: Final = 130.0
-"""So long after the last change, all that follows from it (digests, at 1.5 to 128 s) has been said."""
+QUIET_S: Final = 200.0
+"""So long after the last change, all that follows from it (digests, for up to 191 s) has been said."""
 MINUTE_S: Final = 60.0
 OUTBOX_MAX: Final = 2000
 ANSWER_S: Final = 8.0

@@ -199,7 +199,7 @@ class Run:
         self._heal()
         self._agree()
         self._finish_flows()
-        world.run(max(0.0, world.changed_at + 300.0 - world.agenda.now))
+        world.run(max(0.0, world.changed_at + 350.0 - world.agenda.now))
 
     def _faults(self) -> list[Callable[[], None]]:
         faults: list[Callable[[], None]] = [
