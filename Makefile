@@ -65,7 +65,7 @@ suffixes: setup  ## Take the public suffix list anew from the package publicsuff
 lock:  ## Write requirements/dev.lock anew from pyproject.toml (needs uv; UV_ARGS=--upgrade)
 	printf 'setuptools>=77\n' | $(UV) pip compile --quiet --no-config --universal --generate-hashes \
 	    --python-version 3.11 --no-emit-index-url --custom-compile-command 'make lock' \
-	    --extra dev --extra dns --extra geo $(UV_ARGS) -o requirements/dev.lock pyproject.toml -
+	    --extra dev --extra dns --extra geo --extra kcp --extra socks --extra wss $(UV_ARGS) -o requirements/dev.lock pyproject.toml -
 
 clean:  ## Remove the environment and everything that was built
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis \

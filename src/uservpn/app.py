@@ -79,7 +79,10 @@ def load_plugins(protocols: set[str]) -> dict[str, LinkPlugin | PluginFactory]:
         found = [entry for entry in entry_points(group="uservpn.links") if entry.name == name]
         if not found:
             raise ConfigError([f"no link plug-in for the protocol {name!r} is installed"])
-        plugins[name] = found[0].load()
+        try:
+            plugins[name] = found[0].load()
+        except ImportError as error:
+            raise ConfigError([f"the protocol {name!r} needs a package: {error}"]) from None
     return plugins
 
 

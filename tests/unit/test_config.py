@@ -6,8 +6,10 @@ import base64
 import ipaddress
 import os
 import stat
+import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -177,11 +179,14 @@ def test_servers_of_the_command_line_go_first_and_merge() -> None:
 
 
 def test_a_protocol_with_a_link_plug_in_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    def entry_points(group: str) -> list[EntryPoint]:
+    def entry_points(group: str, name: str = "sctp") -> list[EntryPoint]:
         assert group == "uservpn.links"
-        return [EntryPoint("sctp", "example:PLUGIN", group)]
+        return [EntryPoint("sctp", "example:PLUGIN", group)] * (name == "sctp")
 
     monkeypatch.setattr("importlib.metadata.entry_points", entry_points)
+    with pytest.raises(ConfigError, match="packages are installed"):
+        read(BASE + 'listen = ["sctp://0.0.0.0:7000"]\n')
+    monkeypatch.setitem(sys.modules, "example", SimpleNamespace(PLUGIN=object()))
     config = read(BASE + 'listen = ["sctp://0.0.0.0:7000"]\n')
     assert config.node.listen == (Endpoint("sctp", "0.0.0.0", 7000),)
 

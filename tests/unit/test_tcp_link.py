@@ -8,8 +8,9 @@ import random
 
 import pytest
 
-from uservpn.links import tcp
-from uservpn.links.tcp import BUFFER_SIZE, STRANGER_S, UNPROVEN_S, TcpLink
+from uservpn.links import stream as tcp
+from uservpn.links.stream import BUFFER_SIZE, STRANGER_S, UNPROVEN_S
+from uservpn.links.tcp import TcpLink
 from uservpn.wire.constants import HEADER_SIZE, KIB, PAYLOAD_SIZE_MAX, Kind
 from uservpn.wire.header import HeaderCodec, pack_fields
 from uservpn.wire.keys import KeyRing

@@ -349,6 +349,9 @@ class Reader:
         self, place: KeyPath, endpoint: Endpoint, text: str, source: str | None = None
     ) -> None:
         if endpoint.protocol in self._protocols:
+            complaint = self._protocols.complaint(endpoint)
+            if complaint is not None:
+                self._problems.add(place, text, complaint, value=text, source=source)
             return
         found = f"the protocol {endpoint.protocol!r}, which has no link plug-in"
         allowed = f"the installed protocols: {self._protocols}"
@@ -454,6 +457,25 @@ class _Protocols:
 
     def __str__(self) -> str:
         return ", ".join(sorted(self._all()))
+
+    def complaint(self, endpoint: Endpoint) -> str | None:
+        """What the protocol's plug-in allows instead, where it has something against an endpoint."""
+        if endpoint.protocol in BUILT_IN_PROTOCOLS and not endpoint.options:
+            return None
+        from importlib.metadata import entry_points
+
+        for entry in entry_points(group=LINK_PLUGINS, name=endpoint.protocol):
+            try:
+                check = getattr(entry.load(), "check", None)
+                if check is not None:
+                    check(endpoint)
+                elif endpoint.options:
+                    return "no options: the protocol has none"
+            except ImportError as error:
+                return f"a protocol whose packages are installed ({error})"
+            except ValueError as error:
+                return str(error)
+        return None
 
     def _all(self) -> Set[str]:
         if self._installed is None:

@@ -1,6 +1,8 @@
 """Where a node can be reached: a protocol, a numeric address and a port.
 
-    tcp://203.0.113.5:7000      udp://[2001:db8::5]:7000
+    tcp://203.0.113.5:7000      udp://[2001:db8::5]:7000      wss://203.0.113.5:443/way?host=example.com
+
+What may follow the port are options of the protocol, as a path and a query.
 
 Addresses are numeric, always. A name would have to be resolved, and a client never asks a DNS
 server for anything, so a name is refused where it is read, not where it is dialled. Whatever
@@ -16,6 +18,7 @@ from typing import Final, NamedTuple
 _PROTOCOL: Final = re.compile(r"[a-z][a-z0-9+.-]{0,15}", re.ASCII)
 _PORT: Final = re.compile(r"[0-9]{1,5}", re.ASCII)
 _DIGITS_AND_DOTS: Final = re.compile(r"[0-9.]*", re.ASCII)
+_OPTIONS: Final = re.compile(r"[/?][A-Za-z0-9._~!$&'()*+,;=:@%/?\[\]-]{1,199}", re.ASCII)
 _SHOWN_MAX: Final = 80
 
 ENDPOINT_FORM: Final = "protocol://address:port, such as tcp://203.0.113.5:7000 or tcp://[::1]:7000"
@@ -53,6 +56,8 @@ class Endpoint(NamedTuple):
     protocol: str
     host: str
     port: int
+    options: str = ""
+    """What only the protocol understands: a path, a query, both, or nothing."""
 
     @classmethod
     def parse(cls, text: str) -> Endpoint:
@@ -60,11 +65,18 @@ class Endpoint(NamedTuple):
         protocol, separator, rest = text.partition("://")
         if not separator or _PROTOCOL.fullmatch(protocol) is None:
             raise ValueError(f"{_shown(text)} is not an endpoint: write {ENDPOINT_FORM}")
-        address = _address(rest, text, ENDPOINT_FORM)
-        return cls(protocol, address.host, address.port)
+        start = min((at for at in (rest.find("/"), rest.find("?")) if at >= 0), default=len(rest))
+        options = rest[start:]
+        if options and _OPTIONS.fullmatch(options) is None:
+            raise ValueError(
+                f"{_shown(text)} has the options {_shown(options)}: write {ENDPOINT_FORM}, and behind "
+                "it nothing, or a path or a query of at most 200 letters"
+            )
+        address = _address(rest[:start], text, ENDPOINT_FORM)
+        return cls(protocol, address.host, address.port, options)
 
     def __str__(self) -> str:
-        return f"{self.protocol}://{self.address}"
+        return f"{self.protocol}://{self.address}{self.options}"
 
     @property
     def address(self) -> Address:

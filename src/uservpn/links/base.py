@@ -99,7 +99,11 @@ class Listener(Protocol):
 
 
 class LinkPlugin(Protocol):
-    """A protocol between nodes."""
+    """A protocol between nodes.
+
+    One whose endpoints have options (what follows the port), or limits, also has `check(endpoint)`, which
+    raises ValueError with what is allowed; it is asked when a configuration is read.
+    """
 
     scheme: str
 

@@ -1,200 +1,107 @@
-"""The TCP link: messages back to back on one connection.
+"""The TCP link: messages back to back on one connection (links/stream.py), and what the kernel holds of them.
 
-Receiving: one large buffer per link that is read into at its end and parsed from its start; a message is
-opened where it lies, and only a message cut by the buffer's end is ever moved. Sending: one gathering
-write per batch. Neither we nor the kernel hoard (`Backlog`, TCP_NOTSENT_LOWAT), so that what is
-urgent overtakes in the tunnel's lanes instead of waiting here, behind megabytes or for half a minute.
+Neither we nor the kernel hoard (TCP_NOTSENT_LOWAT), so that what is urgent does not wait for half a minute
+in a socket's buffer. The first bytes of a connection look random, which some firewalls block; an
+endpoint may ask for a *shape* of them:
 
-A header that does not open means the bytes are not ours: from then on the connection is read
-and thrown away, nothing is answered, and it ends when the other side gives up (or after a time
-limit), so that a probe learns nothing. Only the side that dialled closes: it has nobody to hide from, and
-a new connection gets back into step at once.
+    tcp://203.0.113.5:7000?shape=text
+
+Then whoever dials sends one line of random letters first, and whoever listens drops it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import fcntl
+import secrets
 import socket
+import string
 import sys
 import termios
-from collections.abc import Sequence
 from typing import Final, cast
 
 from uservpn.kit.endpoint import Endpoint
-from uservpn.links.backlog import LIMIT_MAX, Backlog
 from uservpn.links.base import LinkCaps, LinkOwner
-from uservpn.types import Buffer
-from uservpn.wire.constants import HEADER_SIZE, KIB, PAYLOAD_SIZE_MAX, TAG_SIZE
-from uservpn.wire.header import Header, HeaderCodec
+from uservpn.links.stream import StreamLink, stream_caps
+from uservpn.wire.constants import HEADER_SIZE
+from uservpn.wire.header import HeaderCodec
 
-ROOM_MIN: Final = 64 * KIB
-"""A fast link that is not full takes at least so much: no message is cut for the last bytes."""
-LOOK_S: Final = 0.01
-"""A slow link that is full by what the kernel holds unsent is looked at again after so long."""
-WATCH_S: Final = 2.0
-WATCH_SIZE: Final = 4 * KIB
-"""After a batch of this size it is watched, every WATCH_S, that bytes are acknowledged."""
 _NOT_SENT_LOWAT: Final = getattr(socket, "TCP_NOTSENT_LOWAT", 25)
 _OUTQ: Final = termios.TIOCOUTQ  # not acknowledged, not sent ones included
 _OUTQ_NOT_SENT: Final = 0x894B  # Linux
-MESSAGE_MAX: Final = 256 * KIB
-BUFFER_START: Final = 64 * KIB
-BUFFER_SIZE: Final = 1024 * KIB
-STRANGER_S: Final = 60.0
-"""How long a connection with foreign bytes is read and thrown away."""
-UNPROVEN_S: Final = 20.0
-"""How long an accepted connection may stay without one genuine message."""
 KERNEL_KEEPALIVE_S: Final = 600
+SHAPE: Final = "shape=text"
+LINE_MIN: Final = 24
+LINE_MAX: Final = 120
+"""Letters of the first line: more than the twenty in a row that let a connection pass."""
+_END: Final = b"\r\n"
 
-CAPS: Final = LinkCaps("tcp", MESSAGE_MAX + TAG_SIZE + KIB, is_ordered=True, is_reliable=True)
-assert CAPS.payload_size_max <= PAYLOAD_SIZE_MAX
-assert HEADER_SIZE + PAYLOAD_SIZE_MAX <= BUFFER_SIZE
+CAPS: Final = stream_caps("tcp")
+assert LINE_MAX + len(_END) > HEADER_SIZE
 
 
-class TcpLink(asyncio.BufferedProtocol):
-    """One TCP connection to an adjacent node (both `Link` and asyncio protocol)."""
+class TcpLink(StreamLink):
+    """One TCP connection to an adjacent node."""
 
-    def __init__(self, codec: HeaderCodec, owner: LinkOwner, accepted: bool) -> None:
-        self.caps = CAPS
-        self.id = owner.new_link_id()
-        self.local = self.remote = ""
-        self.bytes_in = self.bytes_out = 0
-        self._codec = codec
-        self._owner = owner
-        self._accepted = accepted
-        self._transport: asyncio.Transport | None = None
-        self._buffer = bytearray(BUFFER_START)
-        self._view = memoryview(self._buffer)
-        self._start = self._end = 0
-        self._header: Header | None = None
-        self._is_stranger = False
-        self._is_full = False
-        self._full_at = 0.0
-        self._backlog = Backlog()
-        self._limit = 0  # as last set for the socket
-        self._look_timer: asyncio.TimerHandle | None = None
-        self._watch_timer: asyncio.TimerHandle | None = None
-        self._acked = 0
-        self._loop = asyncio.get_running_loop()
+    def __init__(
+        self,
+        codec: HeaderCodec,
+        owner: LinkOwner,
+        accepted: bool,
+        is_shaped: bool = False,
+        caps: LinkCaps = CAPS,
+    ) -> None:
+        super().__init__(caps, codec, owner, accepted)
         self._sock: socket.socket | None = None
-        self._is_proven = False
-        self._timer: asyncio.TimerHandle | None = None
-
-    # --- Link ------------------------------------------------------------------------------------
-
-    def room(self) -> int:
-        """Bytes up to just over the limit (so that `resume_writing` comes); <= 0: full."""
-        if self._transport is None:
-            return 0
-        size = self._transport.get_write_buffer_size()
-        if self._is_full:
-            return min(0, self._limit - size)
-        if self._limit == LIMIT_MAX:
-            room = LIMIT_MAX + 1 - size
-            return max(ROOM_MIN, room) if room > 0 else room
-        size += self._kernel_holds(_OUTQ_NOT_SENT)
-        self._backlog.look(self._loop.time(), self.bytes_out - size, size)
-        self._set_limit()
-        room = self._limit + 1 - size
-        if room <= 0 and self._look_timer is None:  # the kernel's part says nothing when it goes
-            self._look_timer = self._loop.call_later(LOOK_S, self._look)
-        return room
-
-    def send(self, batch: Sequence[Buffer]) -> None:
-        """One gathering write."""
-        if self._transport is not None and not self._transport.is_closing():
-            size = sum(map(len, batch))
-            self.bytes_out += size
-            self._transport.writelines(list(batch))
-            if size >= WATCH_SIZE and self._watch_timer is None:
-                self._watch_timer = self._loop.call_later(WATCH_S, self._watch)
-
-    def close(self) -> None:
-        """Closes at once, dropping what is unsent."""
-        if self._transport is not None:
-            self._transport.abort()
-
-    # --- asyncio ---------------------------------------------------------------------------------
+        self._is_shaped = is_shaped
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Sets the socket up."""
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
         self._sock = sock = transport.get_extra_info("socket")
         tune_socket(sock)
-        self._set_limit()
         self.local = _name(transport.get_extra_info("sockname"))
         self.remote = _name(transport.get_extra_info("peername"))
-        if self._accepted:
-            self._timer = self._loop.call_later(UNPROVEN_S, self.close)
-            self._owner.link_opened(self)
-
-    def get_buffer(self, sizehint: int) -> memoryview:
-        """Room for at least the rest of the message at hand."""
-        return self._view[self._end :]
+        super().connection_made(transport)
+        if self._is_shaped and not self._accepted:
+            self._is_shaped = False
+            cast("asyncio.Transport", transport).write(first_line())
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Hands on every whole message."""
-        self.bytes_in += nbytes
-        if self._is_stranger:
+        """Hands on every whole message; a first line that was asked for is dropped."""
+        if not self._is_shaped:
+            super().buffer_updated(nbytes)
             return
-        end = self._end = self._end + nbytes
-        start = self._start
-        view = self._view
-        header = self._header
-        while True:
-            if header is None:
-                if end - start < HEADER_SIZE:
-                    break
-                header = self._codec.open(view[start : start + HEADER_SIZE])
-                if header is None:
-                    self._become_stranger()
-                    return
-                start += HEADER_SIZE
-            length = header.length
-            if end - start < length:
-                break
-            if not self._is_proven:
-                self._prove()
-            self._owner.link_message(self, header, view[start : start + length])
-            start += length
-            header = None
-        self._header = header
-        if start == end:
-            self._start = self._end = 0
-        else:
-            self._start = start
-            self._make_space(HEADER_SIZE if header is None else header.length)
-            if header is not None:
-                self._owner.link_progress(self)
-        if nbytes >= BUFFER_START // 2 and len(self._buffer) < BUFFER_SIZE:
-            self._move(BUFFER_SIZE)
-
-    def eof_received(self) -> bool:
-        """The other side closed: so do we (a stranger's connection goes with it)."""
-        return False
-
-    def pause_writing(self) -> None:
-        """The write buffer is above its high-water mark."""
-        self._is_full = True
-        self._full_at = self._loop.time()
-
-    def resume_writing(self) -> None:
-        """The write buffer has drained."""
-        self._is_full = False
-        self._backlog.drained(self._loop.time() - self._full_at)
-        self._set_limit()
-        self._owner.link_writable(self)
+        end = self._end + nbytes
+        at = self._buffer.find(_END, 0, min(end, LINE_MAX + len(_END)))
+        if at < 0 and end < LINE_MAX + len(_END):
+            self.bytes_in += nbytes
+            self._end = end
+            return
+        self._is_shaped = False
+        if at >= 0:  # else these are somebody else's bytes, as the header will tell
+            self._start = at + len(_END)
+        super().buffer_updated(nbytes)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tells the owner."""
-        for timer in (self._timer, self._look_timer, self._watch_timer):
-            if timer is not None:
-                timer.cancel()
-        self._transport = self._sock = None
-        self._owner.link_closed(self, str(exc) if exc else "closed")
+        self._sock = None
+        super().connection_lost(exc)
 
-    # --- inside ----------------------------------------------------------------------------------
+    def unsent_below(self) -> int:
+        """What the kernel has not sent yet."""
+        return self._kernel_holds(_OUTQ_NOT_SENT)
+
+    def unacknowledged_below(self) -> int:
+        """What the other side's kernel has not acknowledged yet."""
+        return self._kernel_holds(_OUTQ)
+
+    def limit_below(self, limit: int) -> None:
+        """The kernel takes no more than so many bytes that it cannot send."""
+        assert self._sock is not None
+        try:
+            self._sock.setsockopt(socket.IPPROTO_TCP, _NOT_SENT_LOWAT, limit)
+        except OSError:
+            return  # a kernel without it works, only less smoothly
 
     def _kernel_holds(self, request: int) -> int:
         """Bytes not sent, or not acknowledged; 0 where the system does not tell."""
@@ -205,73 +112,11 @@ class TcpLink(asyncio.BufferedProtocol):
             return 0
         return int.from_bytes(answer, sys.byteorder)
 
-    def _set_limit(self) -> None:
-        """The backlog's limit becomes the socket's, if it is another one."""
-        limit = self._backlog.limit
-        if limit == self._limit:
-            return
-        self._limit = limit
-        assert self._transport is not None
-        assert self._sock is not None
-        self._transport.set_write_buffer_limits(limit, limit // 4)
-        try:
-            self._sock.setsockopt(socket.IPPROTO_TCP, _NOT_SENT_LOWAT, limit)
-        except OSError:
-            return  # a kernel without it works, only less smoothly
 
-    def _look(self) -> None:
-        self._look_timer = None
-        if not self._is_full:
-            self._owner.link_writable(self)
-
-    def _watch(self) -> None:
-        """While much is under way: tells the owner whether the other side still takes it."""
-        self._watch_timer = None
-        if self._transport is None:
-            return
-        held = self._transport.get_write_buffer_size() + self._kernel_holds(_OUTQ)
-        if held:
-            self._watch_timer = self._loop.call_later(WATCH_S, self._watch)
-        if self.bytes_out - held > self._acked:
-            self._acked = self.bytes_out - held
-            self._owner.link_progress(self)
-
-    def _prove(self) -> None:
-        self._is_proven = True
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _make_space(self, needed: int) -> None:
-        """Moves the unparsed tail to the front when what is needed would not fit behind it."""
-        if self._start + needed <= len(self._buffer) and self._end < len(self._buffer):
-            return
-        size = len(self._buffer)
-        self._move(BUFFER_SIZE if needed > size or self._end - self._start == size else size)
-
-    def _move(self, size: int) -> None:
-        """A fresh start at offset 0, in a larger buffer if `size` says so."""
-        tail = self._view[self._start : self._end]
-        if size == len(self._buffer):
-            self._view[: len(tail)] = bytes(tail)
-        else:
-            # A new object: the event loop still holds the old one while buffer_updated runs.
-            buffer = bytearray(size)
-            buffer[: len(tail)] = tail
-            self._buffer = buffer
-            self._view = memoryview(buffer)
-        self._end -= self._start
-        self._start = 0
-
-    def _become_stranger(self) -> None:
-        self._is_stranger = True
-        self._start = self._end = 0
-        if not self._accepted:
-            self.close()
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self._loop.call_later(STRANGER_S, self.close)
+def first_line() -> bytes:
+    """A line of random letters and its end."""
+    size = LINE_MIN + secrets.randbelow(LINE_MAX - LINE_MIN + 1)
+    return "".join(secrets.choice(string.ascii_letters) for _ in range(size)).encode() + _END
 
 
 def tune_socket(sock: socket.socket) -> None:
@@ -302,11 +147,19 @@ class TcpPlugin:
 
     scheme = "tcp"
 
+    def check(self, endpoint: Endpoint) -> None:
+        """Raises ValueError for options that this protocol does not have."""
+        if endpoint.options not in ("", f"?{SHAPE}"):
+            raise ValueError(f"nothing behind the port, or ?{SHAPE}")
+
     async def connect(self, endpoint: Endpoint, codec: HeaderCodec, owner: LinkOwner) -> TcpLink:
         """Opens a connection. Raises OSError."""
         loop = asyncio.get_running_loop()
+        is_shaped = bool(endpoint.options)
         _, link = await loop.create_connection(
-            lambda: TcpLink(codec, owner, accepted=False), endpoint.host, endpoint.port
+            lambda: TcpLink(codec, owner, accepted=False, is_shaped=is_shaped),
+            endpoint.host,
+            endpoint.port,
         )
         return link
 
@@ -315,8 +168,9 @@ class TcpPlugin:
     ) -> asyncio.AbstractServer:
         """Listens. Raises OSError."""
         loop = asyncio.get_running_loop()
+        is_shaped = bool(endpoint.options)
         return await loop.create_server(
-            lambda: TcpLink(codec, owner, accepted=True),
+            lambda: TcpLink(codec, owner, accepted=True, is_shaped=is_shaped),
             endpoint.host,
             endpoint.port,
             backlog=256,

@@ -39,11 +39,11 @@ class PlainSiv:
     def __init__(self, key: bytes) -> None:
         self._mark = key[: WATERMARK_SIZE - 4]
 
-    def encrypt(self, fields: Buffer, _: None) -> bytes:
+    def encrypt(self, fields: Buffer, _: list[bytes] | None) -> bytes:
         """The sealed header."""
         return b"".join((self._mark, crc32(fields).to_bytes(4, "big"), fields))
 
-    def decrypt(self, data: Buffer, _: None) -> bytes:
+    def decrypt(self, data: Buffer, _: list[bytes] | None) -> bytes:
         """The fields. Raises InvalidTag."""
         data = bytes(data)
         fields = data[WATERMARK_SIZE:]

@@ -36,6 +36,8 @@ _pack: Final = FIELDS.pack
 _unpack: Final = FIELDS.unpack
 _new: Final = tuple.__new__
 NO_STAMP: Final = b"\0\0\0"
+_DATAGRAM: Final = [b"uservpn datagram"]
+"""Associated data: nothing sealed so opens as a header, nor the other way round."""
 
 
 class Header(NamedTuple):
@@ -87,13 +89,14 @@ def pack_fields(
 class HeaderCodec:
     """Seals and opens headers under a key ring. Holds no state but a counter of strangers."""
 
-    __slots__ = ("_decrypt", "_sivs", "seal_fields", "stranger_count")
+    __slots__ = ("_datagrams", "_decrypt", "_sivs", "seal_fields", "stranger_count")
 
     def __init__(self, ring: Ring) -> None:
         self._sivs = ring.sivs
         self.seal_fields = ring.sivs[0].encrypt
         """As `seal`, with None as second argument: one call less."""
         self._decrypt = ring.sivs[0].decrypt
+        self._datagrams = 0
         self.stranger_count = 0
 
     def seal(self, fields: bytes) -> bytes:
@@ -155,4 +158,22 @@ class HeaderCodec:
                 return siv.decrypt(data, None), slot
             except InvalidTag:
                 continue
+        return None
+
+    # --- whole datagrams, for protocols with a framing of their own -------------------------------
+
+    def seal_datagram(self, data: Buffer) -> bytes:
+        """`data` and 20 bytes more, all like random ones. Tells nothing of order; may be replayed."""
+        self._datagrams = (self._datagrams + 1) & 0xFFFFFFFF
+        counted = b"".join((self._datagrams.to_bytes(4, "big"), data))
+        return self.seal_fields(counted, _DATAGRAM)
+
+    def open_datagram(self, data: Buffer) -> bytes | None:
+        """What was sealed, or None: not one of ours."""
+        for siv in self._sivs:
+            try:
+                return siv.decrypt(data, _DATAGRAM)[4:]
+            except (InvalidTag, ValueError):
+                continue
+        self.stranger_count += 1
         return None

@@ -34,10 +34,10 @@ class Cipher(Protocol):
 class HeaderCipher(Protocol):
     """Seals header fields under one key, the same for the same fields."""
 
-    def encrypt(self, data: Buffer, associated_data: None, /) -> bytes:
+    def encrypt(self, data: Buffer, associated_data: list[bytes] | None, /) -> bytes:
         """Watermark and sealed fields."""
 
-    def decrypt(self, data: Buffer, associated_data: None, /) -> bytes:
+    def decrypt(self, data: Buffer, associated_data: list[bytes] | None, /) -> bytes:
         """The fields."""
 
 

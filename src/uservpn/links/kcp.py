@@ -1,0 +1,303 @@
+"""KCP links: an ordered, reliable stream over UDP that resends early, where UDP passes and TCP crawls.
+
+The protocol is that of the KCP library (ikcp, by way of the `siokcp` package, an extra: `uservpn[kcp]`);
+inside the stream messages stand back to back, as on TCP. KCP's own segments would be easy to recognise, so
+every datagram is sealed whole, with AES-SIV under the header key (`HeaderCodec.seal_datagram`).
+
+KCP has no congestion control that stands random loss. So its send window follows the path here: it grows
+while it is used up and the smoothed round trip stays near the least one seen, and shrinks when a queue
+builds up (the idea of TCP Vegas: Brakmo and Peterson, 1995). Sessions are named by the dialler's
+random conversation number and both addresses; a session that stays silent is given up by the node.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any, Final, cast
+
+import siokcp
+
+from uservpn.kit.endpoint import Address, Endpoint
+from uservpn.links.base import LinkOwner
+from uservpn.links.stream import StreamLink, stream_caps
+from uservpn.types import Buffer
+from uservpn.wire.header import HeaderCodec
+
+CAPS: Final = stream_caps("kcp")
+MTU: Final = 1350
+"""Of KCP's segments; with the seal, UDP and IPv6 a packet of 1,418 bytes."""
+INTERVAL_MS: Final = 10
+RECEIVE_WINDOW: Final = 8192
+WINDOW_MIN: Final = 32
+WINDOW_START: Final = 64
+WINDOW_MAX: Final = 8192
+"""Segments under way: 11 MB at most."""
+QUEUE_MS: Final = 15
+"""Round trips this much (or an eighth) above the least one: a queue builds up."""
+SEND_MAX: Final = 64 * (MTU - 24)
+"""KCP takes no more than 128 segments at a time."""
+SESSIONS_MAX: Final = 1024
+"""Accepted sessions of one listener; for one more the oldest ends."""
+_NODELAY: Final = (1, INTERVAL_MS, 2, 1)
+"""No slow-start on timeouts, resend after two acknowledged later ones, no window of its own."""
+
+
+class Window:
+    """How many segments may be under way, by what the path did to the last ones. Sans-I/O."""
+
+    def __init__(self) -> None:
+        self.size = WINDOW_START
+        self._least_ms = 0
+        self._least_at_ms = 0
+        self._looked_at_ms = 0
+
+    def look(self, now_ms: int, srtt_ms: int, is_used_up: bool) -> bool:
+        """Once a round trip: a new size? `srtt_ms` 0: nothing measured yet."""
+        if srtt_ms <= 0 or now_ms - self._looked_at_ms < max(srtt_ms, INTERVAL_MS):
+            return False
+        self._looked_at_ms = now_ms
+        if not self._least_ms or srtt_ms <= self._least_ms or now_ms - self._least_at_ms > 30_000:
+            self._least_ms = srtt_ms
+            self._least_at_ms = now_ms
+        before = self.size
+        if srtt_ms > self._least_ms + max(QUEUE_MS, self._least_ms // 8):
+            self.size = max(WINDOW_MIN, self.size * 7 // 8)
+        elif is_used_up:
+            self.size = min(WINDOW_MAX, self.size * 5 // 4)
+        return self.size != before
+
+
+class KcpSession:
+    """One conversation: KCP on one side, a StreamLink on the other, whose transport it is."""
+
+    def __init__(
+        self, conversation: int, put: Callable[[bytes], None], ended: Callable[[], None]
+    ) -> None:
+        self._put = put
+        self._ended = ended
+        self._loop = asyncio.get_running_loop()
+        self._kcp = kcp = siokcp.KCPConnection(conversation, self._output, _no_log)
+        kcp.stream = 1
+        kcp.setmtu(MTU)
+        kcp.nodelay(*_NODELAY)
+        self._window = Window()
+        kcp.wndsize(self._window.size, RECEIVE_WINDOW)
+        self._timer: asyncio.TimerHandle | asyncio.Handle | None = None
+        self._high = self._low = 0
+        self._is_full = False
+        self._is_closed = False
+        self.link: StreamLink | None = None
+
+    # --- the transport of its link ---------------------------------------------------------------
+
+    def set_write_buffer_limits(self, high: int, low: int) -> None:
+        """As asyncio's transports."""
+        self._high, self._low = high, low
+
+    def get_write_buffer_size(self) -> int:
+        """What waits beyond the window."""
+        waiting: int = self._kcp.waitsnd()
+        return max(0, waiting - self._window.size) * (MTU - 24)
+
+    def is_closing(self) -> bool:
+        """As asyncio's transports."""
+        return self._is_closed
+
+    def writelines(self, batch: Sequence[Buffer]) -> None:
+        """Queues a batch; it leaves at the end of this turn."""
+        data = memoryview(b"".join(batch))
+        for start in range(0, len(data), SEND_MAX):
+            self._kcp.send(data[start : start + SEND_MAX])
+        self._soon()
+        if not self._is_full and self.get_write_buffer_size() > self._high and self.link:
+            self._is_full = True
+            self.link.pause_writing()
+
+    def abort(self) -> None:
+        """Ends the session; KCP has no goodbye, so the other side gives up by itself."""
+        if not self._is_closed:
+            self._is_closed = True
+            if self._timer is not None:
+                self._timer.cancel()
+            self._ended()
+            if self.link is not None:
+                self._loop.call_soon(self.link.connection_lost, None)
+
+    # --- datagrams -------------------------------------------------------------------------------
+
+    def receive(self, segments: bytes) -> None:
+        """Segments of this conversation came."""
+        if self._is_closed or self._kcp.receive_data(segments) < 0:
+            return
+        while (data := self._kcp.next_event()) is not None:
+            if self.link is not None:
+                self.link.feed(data)
+        self._soon()
+
+    def _output(self, segments: bytes) -> int:
+        try:  # whatever is raised here would come back as a SystemError out of the C code
+            self._put(segments)
+        except OSError:
+            return 0  # lost, as on any path
+        return 0
+
+    def _soon(self) -> None:
+        """One update at the end of this turn."""
+        if isinstance(self._timer, asyncio.TimerHandle):
+            self._timer.cancel()
+            self._timer = None
+        if self._timer is None:
+            self._timer = self._loop.call_soon(self._update, True)
+
+    def _update(self, is_news: bool = False) -> None:
+        """KCP's clock: sends, resends, acknowledges; comes back when it has to."""
+        self._timer = None
+        if self._is_closed:
+            return
+        kcp = self._kcp
+        now_ms = int(self._loop.time() * 1000) & 0xFFFFFFFF
+        kcp.update(now_ms)
+        if is_news:
+            kcp.flush()
+        waiting = kcp.waitsnd()
+        if self._window.look(now_ms, kcp.rx_srtt, waiting >= self._window.size):
+            kcp.wndsize(self._window.size, RECEIVE_WINDOW)
+        if kcp.state & 0x80000000:  # a segment was resent too often: nobody is there
+            self.abort()
+            return
+        if self._is_full and self.get_write_buffer_size() <= self._low and self.link:
+            self._is_full = False
+            self.link.resume_writing()
+        if waiting and self._timer is None:  # an idle session has no timer
+            delay_ms = max(1, kcp.check(now_ms) - now_ms)
+            self._timer = self._loop.call_later(delay_ms / 1000, self._update)
+
+
+def _no_log(text: str) -> None:
+    """KCP's own log is not kept."""
+
+
+class KcpDialler(asyncio.DatagramProtocol):
+    """The socket of one dialled session."""
+
+    def __init__(self, codec: HeaderCodec, link: StreamLink) -> None:
+        self._codec = codec
+        self._link = link
+        self._session: KcpSession | None = None
+        self._transport: asyncio.DatagramTransport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The session begins; nothing is sent by that."""
+        self._transport = datagrams = cast("asyncio.DatagramTransport", transport)
+        seal = self._codec.seal_datagram
+        self._session = session = KcpSession(
+            secrets.randbits(32), lambda data: datagrams.sendto(seal(data)), self._ended
+        )
+        session.link = self._link
+        self._link.local = _name(transport.get_extra_info("sockname"))
+        self._link.remote = _name(transport.get_extra_info("peername"))
+        self._link.connection_made(cast("asyncio.BaseTransport", session))
+
+    def datagram_received(self, data: bytes, addr: Any) -> None:
+        """Foreign ones have no effect."""
+        segments = self._codec.open_datagram(data)
+        if segments is not None and self._session is not None:
+            self._session.receive(segments)
+
+    def error_received(self, exc: Exception) -> None:
+        """Nobody listens there (yet): as if it had been lost."""
+
+    def _ended(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+
+class KcpListener(asyncio.DatagramProtocol):
+    """The socket of all sessions that others dialled."""
+
+    def __init__(self, codec: HeaderCodec, owner: LinkOwner) -> None:
+        self._codec = codec
+        self._owner = owner
+        self._sessions: OrderedDict[tuple[Any, int], KcpSession] = OrderedDict()
+        self._transport: asyncio.DatagramTransport | None = None
+        self._is_closing = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The socket is open."""
+        self._transport = cast("asyncio.DatagramTransport", transport)
+
+    def datagram_received(self, data: bytes, addr: Any) -> None:
+        """To its session, or to a new one. Foreign ones have no effect and no answer."""
+        segments = self._codec.open_datagram(data)
+        if segments is None or len(segments) < 24:
+            return
+        name = addr, siokcp.getconv(segments)
+        session = self._sessions.get(name)
+        if session is None:
+            session = self._accept(*name)
+        session.receive(segments)
+
+    def error_received(self, exc: Exception) -> None:
+        """A client has gone: its session ends by itself."""
+
+    def close(self) -> None:
+        """Accepts no more; the socket closes with the last session."""
+        self._is_closing = True
+        self._close_if_empty()
+
+    def _accept(self, addr: Any, conversation: int) -> KcpSession:
+        while len(self._sessions) >= SESSIONS_MAX:
+            next(iter(self._sessions.values())).abort()
+        transport, seal = self._transport, self._codec.seal_datagram
+        assert transport is not None
+        session = self._sessions[addr, conversation] = KcpSession(
+            conversation,
+            lambda data: transport.sendto(seal(data), addr),
+            lambda: self._forget((addr, conversation)),
+        )
+        link = session.link = StreamLink(CAPS, self._codec, self._owner, accepted=True)
+        link.local = _name(transport.get_extra_info("sockname"))
+        link.remote = _name(addr)
+        link.connection_made(cast("asyncio.BaseTransport", session))
+        return session
+
+    def _forget(self, name: tuple[Any, int]) -> None:
+        self._sessions.pop(name, None)
+        self._close_if_empty()
+
+    def _close_if_empty(self) -> None:
+        if self._is_closing and not self._sessions and self._transport is not None:
+            self._transport.close()
+
+
+def _name(address: Any) -> str:
+    return f"kcp://{Address(str(address[0]), int(address[1]))}" if address else ""
+
+
+class KcpPlugin:
+    """Links of the form `kcp://`."""
+
+    scheme = "kcp"
+
+    async def connect(self, endpoint: Endpoint, codec: HeaderCodec, owner: LinkOwner) -> StreamLink:
+        """Opens a socket; that somebody answers is seen by the first message. Raises OSError."""
+        loop = asyncio.get_running_loop()
+        link = StreamLink(CAPS, codec, owner, accepted=False)
+        await loop.create_datagram_endpoint(
+            lambda: KcpDialler(codec, link), remote_addr=(endpoint.host, endpoint.port)
+        )
+        return link
+
+    async def serve(self, endpoint: Endpoint, codec: HeaderCodec, owner: LinkOwner) -> KcpListener:
+        """Listens. Raises OSError."""
+        loop = asyncio.get_running_loop()
+        _, listener = await loop.create_datagram_endpoint(
+            lambda: KcpListener(codec, owner), local_addr=(endpoint.host, endpoint.port)
+        )
+        return listener
+
+
+PLUGIN: Final = KcpPlugin()
