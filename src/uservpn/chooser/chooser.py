@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from uservpn.chooser.affinity import Key, Session, Sessions
 from uservpn.chooser.cases import (
@@ -38,7 +38,6 @@ from uservpn.chooser.cases import (
 )
 from uservpn.chooser.hosts import normal_host, number_of
 from uservpn.chooser.measure import NEVER_MS, SAMPLES_MIN, Knowledge
-from uservpn.chooser.rules import Verdict
 from uservpn.chooser.targets import Action, Pick, Target
 from uservpn.chooser.testing import (
     CANDIDATES_MAX,
@@ -56,6 +55,9 @@ from uservpn.chooser.testing import (
 from uservpn.chooser.wishes import parse_wish
 from uservpn.errors import Fault
 from uservpn.types import NodeId
+
+if TYPE_CHECKING:  # rules cost memory where there are some, and only there
+    from uservpn.chooser.rules import Verdict
 
 KNOWN_MAX: Final = 8192
 """Targets remembered as having connected; the oldest is forgotten."""
