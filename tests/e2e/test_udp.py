@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 import random
 import re
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,6 +29,9 @@ from mesh import (
     server_text,
     wait_until,
 )
+from test_wire_looks import CHANCE
+from test_wire_looks import _first_repeat as first_repeat
+from test_wire_looks import _looks_even as looks_even
 
 SIZE = 16 << 20
 KILLED_S = 10.0
@@ -181,3 +186,81 @@ def test_a_node_with_both_kinds_of_links_survives_the_loss_of_either(site, tmp_p
     finally:
         client.stop()
         server.stop()
+
+
+class Tap:
+    """Stands between clients and a server, passes every datagram on and keeps a copy."""
+
+    def __init__(self, target: int) -> None:
+        self.target = target
+        self.near = self._socket()
+        self.near.bind(("127.0.0.1", 0))
+        self.port = self.near.getsockname()[1]
+        self.far: dict[tuple[str, int], socket.socket] = {}
+        self.up: list[bytes] = []
+        self.down: list[bytes] = []
+        threading.Thread(target=self._pass_up, daemon=True).start()
+
+    def _socket(self) -> socket.socket:
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 << 20)
+        return sock
+
+    def _pass_up(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                data, address = self.near.recvfrom(70_000)
+                if not data:
+                    return  # shut down
+                if address not in self.far:
+                    self.far[address] = self._socket()
+                    self.far[address].connect(("127.0.0.1", self.target))
+                    threading.Thread(target=self._pass_down, args=(address,), daemon=True).start()
+                self.up.append(data)
+                self.far[address].send(data)
+
+    def _pass_down(self, address: tuple[str, int]) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                data = self.far[address].recv(70_000)
+                if not data:
+                    return
+                self.down.append(data)
+                self.near.sendto(data, address)
+
+    def close(self) -> None:
+        for sock in (self.near, *self.far.values()):
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+            sock.close()
+
+
+def test_datagrams_look_random_from_their_first_byte_on(site, tmp_path):
+    """R23: bytes, pairs, bits and each of the first 64 places; no 16 bytes ever come twice."""
+    port, entry = free_port(), free_port()
+    server = NodeProcess(tmp_path / "1", _udp(server_text(tmp_path / "1", port)))
+    tap = Tap(port)
+    client = NodeProcess(tmp_path / "7", _udp(client_text(tmp_path / "7", entry, {1: tap.port})))
+    try:
+        wait_until(client.is_linked)
+        for _ in range(3):
+            with ThreadPoolExecutor(40) as pool:  # many small messages
+                url = f"http://127.0.0.1:{site.port}/2000"
+                assert all(done.stdout for done in pool.map(lambda _: curl(entry, url), range(60)))  # noqa: B023
+        assert len(curl(entry, f"http://127.0.0.1:{site.port}/{2 << 20}").stdout) == 2 << 20
+    finally:
+        client.stop()
+        server.stop()
+        tap.close()
+    for datagrams in (tap.up, tap.down):
+        data = b"".join(datagrams)
+        assert len(datagrams) > 100
+        assert looks_even(data, 256)
+        ones = int.from_bytes(data, "big").bit_count()
+        bits = 8 * len(data)
+        assert abs(ones - bits / 2) < math.sqrt(bits * math.log(2 / CHANCE) / 2)
+        for place in range(64):
+            column = [datagram[place] for datagram in datagrams]
+            assert looks_even((value >> 4 for value in column), 16), place
+            assert looks_even((value & 15 for value in column), 16), place
+    assert first_repeat(b"".join(tap.up + tap.down)) is None
