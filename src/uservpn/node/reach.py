@@ -218,6 +218,7 @@ class Reach:
 
     def _ask(self, peer: Peer, link: LinkId) -> None:
         payload = bytes((Code.ASK,)) + self._table.padding()
+        self._table.touch(peer)
         peer.outbox.append((link, Kind.REACH, payload, 0))
 
     def _tell(self, peer: Peer, link: LinkId) -> None:
@@ -225,6 +226,7 @@ class Reach:
         if not _is_datagram(place):
             return  # the port of a connection is of no use to anybody else
         payload = _packed(Code.SEEN, [place]) + self._table.padding()
+        self._table.touch(peer)
         peer.outbox.append((link, Kind.REACH, payload, 0))
 
     def _hear_seen(self, peer: Peer, entry: LinkEntry, body: bytes, now: float) -> bool:
@@ -280,6 +282,7 @@ class Reach:
         delay = self.binding.asked(link, now)
         state.keep_s = 0.0  # nothing may go out before the peer's probe has come
         payload = bytes((Code.QUIET,)) + round(delay).to_bytes(2, "big")
+        self._table.touch(peer)
         peer.outbox.append((link, Kind.REACH, payload + self._table.padding(), 0))
 
 

@@ -247,6 +247,7 @@ class Table:
 
     def probe(self, peer: Peer, link: LinkId, now: float) -> bytes:
         """Asks for an answer over this link, which tells its flight times; the token."""
+        self.touch(peer)
         token = self.random(8)
         if len(peer.probes) > PROBES_MAX:
             peer.probes.clear()

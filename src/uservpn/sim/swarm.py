@@ -17,6 +17,7 @@ from uservpn.kit.endpoint import Address
 from uservpn.mesh import contact
 from uservpn.mesh.addresses import DIAL_LIMIT_S
 from uservpn.mesh.records import Role
+from uservpn.sim.flow import Flow
 from uservpn.sim.geography import SITES, Site
 from uservpn.sim.member import PORT, Seat
 from uservpn.sim.nat import TIMEOUTS_S, Nat, NatKind
@@ -421,9 +422,10 @@ class Run:
     def _finish_flows(self) -> None:
         """New ones between everybody work, and the old ones end."""
         world = self.world
+        first = len(world.flows)
         for _ in range(3):
             self._open_flow()
-        first = len(world.flows) - 3
+        known = [flow.number for flow in world.flows.values() if self._knows_exit(flow)]
         end = world.agenda.now + 2 * self.agree_s() + 400.0
         while any(not flow.is_over for flow in world.flows.values()):
             if world.agenda.now > end:
@@ -431,8 +433,18 @@ class Run:
                 world.broken(f"flows {stuck} neither go on nor end")
             world.run(1.0)
         for flow in world.flows.values():
-            if flow.number >= first and flow.fault and not flow.is_refused:
+            is_new = flow.number >= first and flow.number in known
+            if is_new and flow.fault and not flow.is_refused:
                 world.broken(f"flow {flow.number} failed in a whole mesh: {flow.fault.name}")
+
+    def _knows_exit(self, flow: Flow) -> bool:
+        """Has the client heard the exit since the exit's last start?
+
+        If not, the first message finds out that what the client knows is gone, and the connection fails.
+        """
+        peer = self.world.members[flow.client].node.peers.get(flow.exit)
+        boot = self.world.members[flow.exit].boot
+        return peer is not None and peer.session.peer_boot in (0, boot)
 
 
 def address_of(seat: Seat) -> Address:
