@@ -34,6 +34,7 @@ from uservpn.links.tcp import PLUGIN as TCP
 from uservpn.mesh.records import EndpointKind, Known, Record, Role
 from uservpn.node.node import Node
 from uservpn.node.options import NodeOptions
+from uservpn.node.table import OVERHEAD
 from uservpn.runtime.allocator import give_back, keep_message_blocks
 from uservpn.runtime.boot import next_boot
 from uservpn.runtime.choosing import Choosing
@@ -330,6 +331,7 @@ class Service:
                     "loss": 0.0 if link.caps.is_reliable else None,
                     "bytes_in": link.bytes_in,
                     "bytes_out": link.bytes_out,
+                    "message_size": entry.size_max + OVERHEAD if entry else None,
                 }
             )
         return {

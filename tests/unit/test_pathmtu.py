@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from uservpn.mesh.pathmtu import ANSWER_S, DOUBT_S, RAISE_S, TRIES, PathMtu, Phase, candidates
+from uservpn.mesh.pathmtu import CONFIRM_S, DOUBT_S, RAISE_S, TRIES, PathMtu, candidates
 from uservpn.node.table import OVERHEAD
 from world import BASE, pair
 
@@ -71,7 +71,7 @@ def test_the_search_finds_the_largest_candidate_that_passes(mtu, limit):
     size = min(mtu - 76, limit)
     path = Path(PathMtu(BASE, limit), size).started()
     assert path.mtu.size == _found(size, limit)
-    assert path.mtu.phase is Phase.RESTING
+    assert not path.mtu.is_searching
     assert len(path.probes) <= TRIES * 7  # halving, not one by one
 
 
@@ -132,9 +132,28 @@ def test_a_black_hole_is_left_within_seconds_of_the_first_losses():
     while path.mtu.size == ETHERNET:
         path.heard_at = path.now  # small messages keep coming
         path.run(0.1)
-        assert path.now - began <= TRIES * ANSWER_S + 0.2
+        assert path.now - began <= TRIES * CONFIRM_S + 0.2
     assert path.mtu.size == BASE  # at once usable, then the search goes on below what failed
     path.run(20)
+    assert path.mtu.size == 1280 - 76
+
+
+def test_a_path_that_narrows_while_it_is_searched_is_left_as_soon():
+    """What is tried above the present size does not put off the doubt about it."""
+    path = Path(PathMtu(BASE, LOOPBACK), 9000 - 76)
+    path.mtu.start(path.now)
+    while path.mtu.size == BASE:
+        path.run(0.1)
+    assert path.mtu.is_searching
+    path.size = 1280 - 76
+    began = path.now
+    large = path.mtu.size
+    while path.mtu.size >= large:
+        path.heard_at = path.now
+        path.mtu.used(10 + int(100 * path.now), path.now)
+        path.run(0.1)
+        assert path.now - began <= TRIES * CONFIRM_S + DOUBT_S + 0.3
+    path.run(30)
     assert path.mtu.size == 1280 - 76
 
 

@@ -5,15 +5,11 @@ every path carries (BASE_PLPMTU). The first probe is as large as the local netwo
 carry; if it stays unanswered, the sizes that real paths have (CANDIDATES) are halved until no
 candidate is left between what passed and what did not. Nothing is trusted but answers: no ICMP.
 
-                       start                   nothing left to try
-          +--------+        +-----------+                          +--------+
-          | RESTING| -----> | SEARCHING | -----------------------> | RESTING|
-          +--------+        +-----------+                          +--------+
-                                  ^      the present size is lost     |  messages are lost,
-                                  |      while others are heard       v  or long not confirmed
-                                  |                              +------------+
-                                  +------- size := base -------- | CONFIRMING |
-                                                                 +------------+
+Two questions are asked, each by itself, of TRIES probes at most:
+
+    what more passes?        after the start, and again after a while in use
+    does the present size?   when messages are lost, or after a while in use. If not, while others are
+                             heard (a black hole): back to the base, and the search starts below
 
 Sizes are those of sealed payloads, bytes. Sans-I/O, and quiet: without `used` there is no deadline once
 the search has ended.
@@ -21,7 +17,7 @@ the search has ended.
 
 from __future__ import annotations
 
-import enum
+from dataclasses import dataclass
 from typing import Final
 
 MTUS: Final = (
@@ -50,18 +46,25 @@ ANSWER_S: Final = 0.5
 """How long an answer may take, at least; else three round trips."""
 RAISE_S: Final = 600.0
 """RFC 8899 PMTU_RAISE_TIMER: a path in use is searched again for more after so long."""
-DOUBT_S: Final = 2.0
+DOUBT_S: Final = 1.0
 """The size is confirmed at most so often because messages were lost."""
+CONFIRM_S: Final = 0.25
+"""As ANSWER_S for a size that has passed before: to doubt it wrongly costs little, to keep it a stall."""
 DOUBT_COUNT: Final = 4
 """So many resent messages raise doubt."""
 
 
-class Phase(enum.Enum):
-    """What the machine does; see the drawing above."""
+@dataclass(slots=True)
+class Question:
+    """Probes of one size, and when an answer is given up."""
 
-    RESTING = 1
-    SEARCHING = 2
-    CONFIRMING = 3
+    least_s: float
+    """How long an answer may take, at least."""
+    size: int = 0
+    """0: nothing is asked."""
+    tries: int = 0
+    first_at: float = 0.0
+    deadline: float = 0.0
 
 
 def candidates(limit: int) -> tuple[int, ...]:
@@ -74,19 +77,16 @@ class PathMtu:
     """The search for one link. `size` is what its messages may have now, `base` <= size <= `limit`."""
 
     __slots__ = (
-        "_deadline",
         "_doubt_at",
         "_fails",
-        "_first_at",
         "_is_started",
-        "_probed",
+        "_more",
+        "_present",
         "_probes",
+        "_raise_at",
         "_resent",
-        "_tries",
         "base",
         "limit",
-        "phase",
-        "raise_at",
         "rtt_s",
         "size",
     )
@@ -95,21 +95,22 @@ class PathMtu:
         self.base = min(base, limit)
         self.limit = limit
         self.size = self.base
-        self.phase = Phase.RESTING
-        self.raise_at = 0.0
         self.rtt_s = 0.0
         """The link's round trip, as far as its owner knows it; answers are waited for accordingly."""
         self._is_started = False
         self._fails = limit + 1
         """The smallest size that is known not to pass."""
-        self._probed = 0
-        """The size whose answer is waited for; 0: none."""
+        self._more = Question(ANSWER_S)
+        self._present = Question(CONFIRM_S)
         self._probes: list[int] = []
-        self._tries = 0
-        self._first_at = 0.0
-        self._deadline: float | None = None
+        self._raise_at = 0.0
         self._doubt_at = 0.0
         self._resent = 0
+
+    @property
+    def is_searching(self) -> bool:
+        """Larger sizes are being tried."""
+        return bool(self._more.size)
 
     # --- outside events --------------------------------------------------------------------------
 
@@ -121,32 +122,29 @@ class PathMtu:
 
     def used(self, resent_count: int, now: float) -> None:
         """Messages went over the link; so many of the peer's have been resent so far, on all links."""
-        if self.phase is not Phase.RESTING or not self._is_started:
+        if not self._is_started:
             return
-        if now >= self.raise_at:
-            if self.size < self.limit:
-                self._search(now)
-            else:
-                self._confirm(now)
+        if now >= self._raise_at:
+            self._search(now)
+            self.doubt(now)
         elif resent_count - self._resent >= DOUBT_COUNT and now >= self._doubt_at:
             self._resent = resent_count
             self.doubt(now)
 
     def doubt(self, now: float) -> None:
         """Messages of the present size seem to be lost, or the path may be another one."""
-        if self.phase is Phase.RESTING and self._is_started and self.size > self.base:
-            self._confirm(now)
+        if self._is_started and self.size > self.base and not self._present.size:
+            self._doubt_at = now + DOUBT_S
+            self._ask(self._present, self.size, now)
 
     def answered(self, size: int, now: float) -> None:
         """The peer answered a probe of this size."""
-        if size != self._probed:
-            return  # too late: it may have gone another way
-        self._probed = 0
-        if self.phase is Phase.SEARCHING:
+        if size == self._present.size:
+            self._present.size = 0
+        elif size == self._more.size:
             self.size = size
-            self._next(now)
-        else:
-            self._rest(now)
+            self._present.size = 0
+            self._next(now)  # else it is too late: it may have gone another way
 
     def resize(self, limit: int, now: float) -> None:
         """The local network takes so much now."""
@@ -154,30 +152,32 @@ class PathMtu:
         self.base = min(self.base, limit)
         self.size = min(self.size, limit)
         if self._is_started:
+            self._present.size = 0
             self._search(now)
 
     # --- time ------------------------------------------------------------------------------------
 
     def on_deadline(self, heard_at: float, now: float) -> None:
         """Due work; harmless when early. `heard_at`: when any message last came over this link."""
-        if self._deadline is None or now < self._deadline:
-            return
-        if self._probed and self._tries < TRIES:
-            self._probe(self._probed, now)
-        elif self.phase is Phase.SEARCHING:
-            self._fails = self._probed
-            self._next(now)
-        elif heard_at > self._first_at:  # a black hole: small ones pass
-            self.size = self.base
-            self._fails = self._probed
-            self.phase = Phase.SEARCHING
-            self._next(now)
-        else:  # nothing passes: not for this machine to judge
-            self._rest(now)
+        present, more = self._present, self._more
+        if present.size and now >= present.deadline:
+            if present.tries < TRIES:
+                self._probe(present, now)
+            else:
+                if heard_at > present.first_at:
+                    self._leave_black_hole(now)
+                present.size = 0  # where nothing is heard at all others judge
+        if more.size and now >= more.deadline:
+            if more.tries < TRIES:
+                self._probe(more, now)
+            else:
+                self._fails = more.size
+                self._next(now)
 
     def next_deadline(self) -> float | None:
         """When `on_deadline` wants to be called; None while nothing is under way."""
-        return self._deadline
+        times = [asked.deadline for asked in (self._present, self._more) if asked.size]
+        return min(times, default=None)
 
     def take_probes(self) -> list[int]:
         """Sizes to probe now."""
@@ -189,35 +189,32 @@ class PathMtu:
     # --- inside ----------------------------------------------------------------------------------
 
     def _search(self, now: float) -> None:
-        self.phase = Phase.SEARCHING
+        self._raise_at = now + RAISE_S
         self._fails = self.limit + 1
         self._next(now)
 
-    def _confirm(self, now: float) -> None:
-        self.phase = Phase.CONFIRMING
-        self._tries = 0
-        self._first_at = now
-        self._probe(self.size, now)
+    def _leave_black_hole(self, now: float) -> None:
+        self._fails = self.size
+        self.size = self.base
+        self._raise_at = now + RAISE_S
+        self._next(now)
 
     def _next(self, now: float) -> None:
         """The next size to try: the limit first, then the middle of what is left."""
         left = [size for size in candidates(self.limit) if self.size < size < self._fails]
         if not left:
-            self._rest(now)
+            self._more.size = 0
             return
-        self._tries = 0
-        self._probe(left[-1] if left[-1] == self.limit else left[len(left) // 2], now)
+        size = left[-1] if left[-1] == self.limit else left[len(left) // 2]
+        self._ask(self._more, size, now)
 
-    def _probe(self, size: int, now: float) -> None:
-        self._probed = size
-        self._probes.append(size)
-        self._tries += 1
-        self._deadline = now + max(ANSWER_S, 3 * self.rtt_s)
+    def _ask(self, question: Question, size: int, now: float) -> None:
+        question.size = size
+        question.tries = 0
+        question.first_at = now
+        self._probe(question, now)
 
-    def _rest(self, now: float) -> None:
-        self.phase = Phase.RESTING
-        self._probed = 0
-        self._deadline = None
-        self._probes.clear()
-        self.raise_at = now + RAISE_S
-        self._doubt_at = now + DOUBT_S
+    def _probe(self, question: Question, now: float) -> None:
+        self._probes.append(question.size)
+        question.tries += 1
+        question.deadline = now + max(question.least_s, 3 * self.rtt_s)
