@@ -11,10 +11,10 @@ TEST_LIMIT ?= 295
 ROUNDS ?= 50
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test netns fuzz kill-points check format bench suffixes lock clean
+.PHONY: help setup demo test netns fuzz kill-points sim-chooser check format bench suffixes lock clean
 
 help:  ## What this Makefile can do
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
 setup: $(STAMP)  ## The environment .venv with the locked dependencies (again only when they change)
 
@@ -45,6 +45,9 @@ fuzz: setup  ## The fuzz tests, ROUNDS times as long as in `make test`
 
 kill-points: setup  ## The chooser's memory after 10,000 kills: it opens each time
 	USERVPN_KILL_POINTS=10000 $(BIN)/python -m pytest -q tests/unit/test_state_file.py -k kill
+
+sim-chooser: setup  ## Thirty days of choosing exits in simulated time, beside other policies
+	$(BIN)/python -m benchmarks.choosing $(ARGS)
 
 check: setup  ## Format, lint, types, layers
 	$(BIN)/ruff format --check .

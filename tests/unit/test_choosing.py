@@ -266,7 +266,7 @@ def test_the_smallest_sum_wins_not_the_first_answer() -> None:
     made = trial(e1=20.0, e2=30.0)
     made.answered(1, Finding(1, Fault.NONE, 0, 90.0), 100.11)
     assert not made.is_due(100.11)  # 2 may still be better: it is only slow to resolve
-    assert made.cut_at == pytest.approx(100.11 + 0.11 / 4)
+    assert made.cut_at == pytest.approx(100.11 + 0.75 * 0.02)
     made.answered(2, Finding(1, Fault.NONE, 50, 40.0), 100.12)
     assert made.is_due(100.12)
     assert made.winner() == 2
@@ -320,6 +320,9 @@ class FakeMesh:
 
     def is_lost(self, exit: int) -> bool:
         return exit in self.lost
+
+    def heard_at(self, exit: int) -> float:
+        return 1e9
 
     def flight_ms(self, exit: int) -> float | None:
         return self.states[exit].flight_ms if exit in self.states else None
@@ -504,6 +507,34 @@ def test_a_session_moves_once_when_its_exit_dies_and_that_is_said() -> None:
     ]
     world.mesh.unlinked.clear()
     assert world.visit().exit == moved.exit
+    assert not world.chooser.take_moved()
+
+
+def test_an_exit_that_lets_nothing_through_is_dead_until_something_comes() -> None:
+    """It is linked and answers; but six connections to three sites heard nothing."""
+    world = World()
+    choices = {site: world.visit(site) for site in ("a.test", "b.test", "c.test")}
+    for _ in range(2):
+        for choice in choices.values():
+            assert choice.exit == 2
+            assert world.visit(choice.site).exit == 2
+            world.chooser.replied(choice, NEVER_MS, world.now)
+    world.connect_ms[2] = None  # type: ignore[assignment]
+    moved = {site: world.visit(site).exit for site in choices}
+    assert set(moved.values()) == {1}
+    assert len(world.chooser.take_moved()) == 3
+    world.chooser.replied(choices["a.test"], 50.0, world.now)
+    world.connect_ms[2] = 5.0
+    assert world.visit("new.test").exit == 2
+    assert {site: world.visit(site).exit for site in choices} == moved
+
+
+def test_one_silent_site_is_not_the_exits_fault() -> None:
+    world = World()
+    choice = world.visit()
+    for _ in range(20):
+        world.chooser.replied(choice, NEVER_MS, world.now)
+    assert world.visit().exit == choice.exit
     assert not world.chooser.take_moved()
 
 

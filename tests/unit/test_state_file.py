@@ -30,6 +30,9 @@ POINTS = int(os.environ.get("USERVPN_KILL_POINTS", "300"))
 
 
 class NoMesh:
+    def heard_at(self, exit):
+        return 0.0
+
     def exits(self):
         return []
 

@@ -49,6 +49,9 @@ class Mesh(Protocol):
     def flight_ms(self, exit: NodeId) -> float | None:
         """To it and back; None: not measured."""
 
+    def heard_at(self, exit: NodeId) -> float:
+        """When it was last heard, monotonic seconds; 0.0: never."""
+
 
 class Choice(NamedTuple):
     """Where one connection goes."""

@@ -5,7 +5,7 @@
     3. a rule                        narrows the exits, or says direct or reject
     4. the session's exit            as long as the session lasts and the exit lives
     5. the best measured one         at the beginning of a session; the last one is kept unless
-                                     another is better by a tenth, on three samples at least
+                                     another is better by 7 %, on two samples at least
     6. a test of the likely ones     nothing is measured yet: at most `WAIT_S`, then
     7. the nearest by country, the first in the owner's order
 
@@ -70,9 +70,16 @@ ADDRESSES_KEPT_MAX: Final = 1024
 LOOKUPS_MAX: Final = 2
 """Exits that are asked for an address at once."""
 ANYWHERE: Final = Target()
-HYSTERESIS: Final = 0.10
+MUTE_COUNT: Final = 6
+"""So many connections in a row without any reply, to at least `MUTE_SITES`: the exit counts as dead."""
+MUTE_SITES: Final = 3
+MUTE_S: Final = 600.0
+"""Unless something comes through it before."""
+HYSTERESIS: Final = 0.07
 """How much better another exit must be than the last one to take over a new session."""
-HYSTERESIS_MS: Final = 2.0
+HYSTERESIS_MS: Final = 1.0
+TESTS_MIN: Final = 2
+"""Samples, tests and real ones, without which an exit does not take a session over."""
 CONTENDER: Final = 1.5
 """An exit that is expected to take longer than the best by this factor is not looked at again."""
 LOOK_S: Final = 60.0
@@ -130,6 +137,8 @@ class Chooser:
         self._cases: dict[tuple[str, int, str], Case] = {}
         self._known: OrderedDict[tuple[int, str, int], None] = OrderedDict()
         self._dead: set[NodeId] = set()
+        self._silence: dict[NodeId, list[str]] = {}  # the sites that it last failed to reach
+        self._mute: dict[NodeId, float] = {}  # until when
         self._trials: OrderedDict[int, Trial] = OrderedDict()
         self._waiting: dict[Key, Trial] = {}
         self._token = 0
@@ -167,9 +176,9 @@ class Chooser:
         exit = session.exit
         if exit not in case.taken and not session.is_pinned and not self._fits(case, exit):
             return self._begin(case, None, False, now)
-        if self.mesh.is_linked(exit):
+        if self.mesh.is_linked(exit) and not self._mute:
             self._dead.discard(exit)
-        elif self._is_gone(exit) and not (session.is_pinned or case.target.is_strict):
+        elif self._is_gone(exit, now) and not (session.is_pinned or case.target.is_strict):
             return self._begin(case, session, True, now)
         if now >= session.look_at:
             self._look(case, session, now)
@@ -294,10 +303,15 @@ class Chooser:
             NOWHERE, case.reason, None, case.key.site, is_direct=True, addresses=addresses
         )
 
-    def _is_gone(self, exit: NodeId) -> bool:
-        """Dead, while somebody else is there (else it is this node that is offline)."""
-        if exit not in self._dead and not self.mesh.is_lost(exit):
-            return False
+    def _is_gone(self, exit: NodeId, now: float) -> bool:
+        """Dead or mute, while somebody else is there (else it is this node that is offline)."""
+        if now >= self._mute.get(exit, 0.0):
+            self._mute.pop(exit, None)
+            if self.mesh.is_linked(exit):
+                self._dead.discard(exit)
+                return False
+            if exit not in self._dead and not self.mesh.is_lost(exit):
+                return False
         return any(state.is_linked and state.node != exit for state in self.mesh.exits())
 
     # --- the beginning of a session --------------------------------------------------------------
@@ -307,7 +321,7 @@ class Chooser:
         waiting = self._waiting.get(case.key)
         if waiting is not None:
             return waiting
-        pool = self.pool(case)
+        pool = self.pool(case, now)
         if not pool:
             text = f"no exit for {case.target}" if case.reason else "no exit is known"
             return refusal(case.key.site, Fault.EXIT_DEAD, text)
@@ -319,51 +333,52 @@ class Chooser:
         moved_from = last.exit if last is not None and is_move else None
         if len(pool) == 1 or case.target.pick is Pick.SPREAD:
             return self._bind(case, pool[0].node, case.reason or "only exit", moved_from, now)
-        best = self.best(case, pool, None if is_move or last is None else last.exit, at)
-        if best is not None:
+        before = None if is_move or last is None else last.exit
+        best, is_sure = self.best(case, pool, before, at)
+        if best is not None and is_sure:
             return self._bind(case, best, "measured", moved_from, now)
         trial = self._try(case, pool, now, wait_s=self._wait_s)
         if trial is None:
-            exit, reason = self._by_order(case, pool)
+            exit, reason = (best, "measured") if best else self._by_order(case, pool)
             return self._bind(case, exit, reason, moved_from, now)
+        trial.last = before
         trial.moved_from = moved_from
         self._waiting[case.key] = trial
         return trial
 
-    def pool(self, case: Case) -> list[ExitState]:
+    def pool(self, case: Case, now: float) -> list[ExitState]:
         """The exits that come into question now: the first tier in which one is not gone."""
         states = {state.node: state for state in self.mesh.exits()}
         tiers = case.target.tiers([s.candidate for s in states.values()], case.key.site)
         for tier in tiers:
-            there = [
-                states[node] for node in tier if states[node].is_linked or not self._is_gone(node)
-            ]
+            there = [states[node] for node in tier if not self._is_gone(node, now)]
             if there:
                 return there
         return [states[node] for node in tiers[0]] if tiers else []
 
     def best(
         self, case: Case, pool: Sequence[ExitState], last: NodeId | None, at: float
-    ) -> NodeId | None:
-        """The exit that is measured best; `last` keeps its place unless beaten clearly."""
+    ) -> tuple[NodeId | None, bool]:
+        """The exit that is measured best; `last` keeps its place unless beaten clearly.
+
+        False: another one looks better, but too little is known of it.
+        """
         site = case.key.site
         expected = self.knowledge.expected(site, at)
+        all_ = {state.node: expected[state.node] for state in pool if state.node in expected}
         known = {
-            state.node: expected[state.node]
-            for state in pool
-            if state.node in expected
-            and (state.node == last or self.knowledge.samples(site, state.node, at) >= SAMPLES_MIN)
+            node: ms
+            for node, ms in all_.items()
+            if node == last or self.knowledge.samples(site, node, at) >= TESTS_MIN
         }
         if not known:
-            return None
+            return None, False
         best = min(known, key=lambda node: known[node])
         if known[best] >= NEVER_MS / 2:
-            return None  # all that is known is bad: find out
-        if last in known and last is not None:
-            mine = known[last]
-            if known[best] > mine * (1 - HYSTERESIS) or known[best] > mine - HYSTERESIS_MS:
-                return last
-        return best
+            return None, False  # all that is known is bad: find out
+        if last is not None and last in known and not _is_better(known[best], known[last]):
+            best = last
+        return best, not _is_better(min(all_.values()), known[best])
 
     def _by_order(self, case: Case, pool: Sequence[ExitState]) -> tuple[NodeId, str]:
         """Without a measurement: the nearest by country, else the owner's order."""
@@ -458,7 +473,7 @@ class Chooser:
         limit = CONTENDER * min(expected.values(), default=NEVER_MS)
         unknown = [
             state
-            for state in self.pool(case)
+            for state in self.pool(case, now)
             if expected.get(state.node, state.flight_ms or 0.0) <= limit
             and self._wants_look(site, state.node, at)
         ]
@@ -485,6 +500,8 @@ class Chooser:
         if sum_ms is None:
             return None
         site = trial.case.key.site
+        if sum_ms < NEVER_MS:
+            self._speaks(exit)
         if not trial.is_lookup:
             self.knowledge.tested(site, exit, sum_ms, now + self._wall_s())
         if tested.country:
@@ -540,8 +557,12 @@ class Chooser:
         winner = trial.winner()
         if winner is not None:
             self.know(winner, case.host, case.port)
+            if trial.last is not None:  # one more sample of each, for a session that was before
+                best, _ = self.best(case, self.pool(case, now), trial.last, now + self._wall_s())
+                if best is not None:
+                    return self._bind(case, best, "measured", moved_from, now)
             return self._bind(case, winner, "test", moved_from, now)
-        pool = self.pool(case)
+        pool = self.pool(case, now)
         left = [state for state in pool if state.node not in trial.sums] or pool
         if not left:
             return refusal(case.key.site, Fault.EXIT_DEAD, "no exit is there any more")
@@ -583,15 +604,29 @@ class Chooser:
         self._known.pop((choice.exit, host, port), None)
         if choice.is_direct or choice.key is None or fault not in _UNREACHED:
             return
-        self.knowledge.replied(choice.site, choice.exit, NEVER_MS, now + self._wall_s())
+        self.replied(choice, NEVER_MS, now)
         session = self.sessions.peek(choice.key)
         if session is not None and session.exit == choice.exit and not session.is_proved:
             self.sessions.give_up(choice.key)
 
     def replied(self, choice: Choice, ms: float, now: float) -> None:
         """A first round trip of a connection."""
-        if choice.site:
-            self.knowledge.replied(choice.site, choice.exit, ms, now + self._wall_s())
+        if not choice.site or choice.is_direct:
+            return
+        self.knowledge.replied(choice.site, choice.exit, ms, now + self._wall_s())
+        if ms < NEVER_MS:
+            self._speaks(choice.exit)
+            return
+        silence = self._silence.setdefault(choice.exit, [])
+        silence.append(choice.site)
+        if len(silence) >= MUTE_COUNT and len(set(silence)) >= MUTE_SITES:
+            self._mute[choice.exit] = now + MUTE_S
+        del silence[:-MUTE_COUNT]
+
+    def _speaks(self, exit: NodeId) -> None:
+        """Something came through this exit: it is not mute."""
+        self._silence.pop(exit, None)
+        self._mute.pop(exit, None)
 
     def expected_ms(self, choice: Choice, now: float) -> float | None:
         """The first round trip to expect."""
@@ -599,7 +634,7 @@ class Chooser:
 
     def ended(self, choice: Choice, bytes_in: int, bytes_out: int) -> None:
         """A connection is over."""
-        if choice.site:
+        if choice.site and not choice.is_direct:
             self.knowledge.moved(choice.site, choice.exit, bytes_in, bytes_out)
 
     def exit_died(self, exit: NodeId) -> None:
@@ -619,3 +654,8 @@ class Chooser:
         self._cases.clear()
         sessions = self.sessions.forget(site)
         return self.knowledge.forget(site) or bool(sessions)
+
+
+def _is_better(one: float, other: float) -> bool:
+    """Better by more than what changes by itself?"""
+    return one < other * (1 - HYSTERESIS) and one < other - HYSTERESIS_MS

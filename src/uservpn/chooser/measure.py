@@ -11,7 +11,7 @@ same way without the site's own thinking, and is kept apart from the real ones.
     Knowledge   all series, bounded; what is expected of an exit, like with like
 
 **The mean** is an interquartile mean (a 25 % trimmed mean, Tukey 1962) over samples weighted by age,
-half as much every three days: a quarter of the weight may lie anywhere without moving it far. It says
+half as much every two days: a quarter of the weight may lie anywhere without moving it far. It says
 nothing until it has three samples; a single value never decides. A reply that never came is a sample
 of ten seconds, so an exit that is near and carries nothing becomes a slow one.
 
@@ -31,9 +31,9 @@ SAMPLES_MAX: Final = 16
 """Samples kept of one series; the oldest goes."""
 SAMPLES_MIN: Final = 3
 """Below this a mean does not decide."""
-HALF_LIFE_S: Final = 3 * 86_400.0
+HALF_LIFE_S: Final = 2 * 86_400.0
 FORGET_S: Final = 21 * 86_400.0
-"""Older samples (weight below 1 %) count as none."""
+"""Older samples (a thousandth of the weight) count as none."""
 NEVER_MS: Final = 10_000.0
 """What a reply that never came counts as, at least."""
 PATIENCE_S: Final = 2.0
@@ -46,17 +46,18 @@ PAIRS_MAX: Final = 20_000
 class Trip:
     """The first round trip of one connection. Times are monotonic seconds."""
 
-    __slots__ = ("_opened_at", "_sent_at", "is_over")
+    __slots__ = ("_opened_at", "is_over", "sent_at")
 
     def __init__(self) -> None:
-        self._sent_at = 0.0
+        self.sent_at = 0.0
+        """When data last went; 0: none has."""
         self._opened_at = 0.0
         self.is_over = False
         """Nothing more to learn: tell it nothing more."""
 
     def sent(self, now: float) -> None:
         """The program sent data."""
-        self._sent_at = now
+        self.sent_at = now
 
     def opened(self, now: float) -> None:
         """The exit's result came: it is connected."""
@@ -65,12 +66,12 @@ class Trip:
     def replied(self, now: float, flight_s: float) -> float | None:
         """The first data came: the round trip in ms. None: nothing had been sent before it."""
         self.is_over = True
-        return self._since(now, flight_s) * 1000 if self._sent_at else None
+        return self._since(now, flight_s) * 1000 if self.sent_at else None
 
     def ended(self, now: float, flight_s: float, expected_ms: float | None) -> float | None:
         """The connection ended without a reply: what that counts as, in ms, or None: as nothing."""
         self.is_over = True
-        if not self._sent_at:
+        if not self.sent_at:
             return None
         waited_s = self._since(now, flight_s)
         patience_s = max(PATIENCE_S, 4 * (expected_ms or 0.0) / 1000)
@@ -79,10 +80,10 @@ class Trip:
     def broken(self, now: float, flight_s: float) -> float | None:
         """The site's side broke off without a reply."""
         self.is_over = True
-        return max(NEVER_MS, self._since(now, flight_s) * 1000) if self._sent_at else None
+        return max(NEVER_MS, self._since(now, flight_s) * 1000) if self.sent_at else None
 
     def _since(self, now: float, flight_s: float) -> float:
-        left_at = self._sent_at
+        left_at = self.sent_at
         if self._opened_at - flight_s > left_at:
             left_at = min(self._opened_at - flight_s, now)
         return max(0.0, now - left_at)

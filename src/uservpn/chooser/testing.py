@@ -11,8 +11,8 @@ RESOLVE: it only resolves the name, for a client that dials itself (a client nev
 
 A `Trial` is one such question to several exits at once. The exit with the smallest sum of flight and
 connect time wins. Answers come in nearly that order, so the first good one ends the trial at once when
-no exit that is still silent could do better (its flight time alone is longer), and a quarter of the
-time later otherwise: a slow resolver should not cost an exit its place. The bound ends it in any case.
+no exit that is still silent could do better (its flight time alone is longer), and most of a
+flight time later otherwise: a slow resolver should not cost an exit its place. The bound ends it in any case.
 What comes later is a sample like any other.
 """
 
@@ -32,8 +32,9 @@ WAIT_S: Final = 0.3
 """The longest that anything waits for a trial."""
 RESOLVE_WAIT_S: Final = 5.0
 """The longest that a connection waits for an address, without which there is none."""
-SETTLE: Final = 0.25
-"""How much longer than for the first good answer, as a share, is waited for a better one."""
+SETTLE: Final = 0.75
+"""How much longer than for the first good answer is waited for a better one, in round trips to the exit
+that gave it."""
 CANDIDATES_MAX: Final = 8
 TRIALS_PER_MINUTE: Final = 30
 TRIALS_MAX: Final = 256
@@ -114,7 +115,7 @@ class Trial:
     """One question to several exits. Times are monotonic seconds."""
 
     __slots__ = (
-        "_first_s",
+        "_is_settling",
         "addresses",
         "asked",
         "began_at",
@@ -126,6 +127,7 @@ class Trial:
         "is_lookup",
         "is_waited_for",
         "key",
+        "last",
         "moved_from",
         "sums",
         "token",
@@ -165,7 +167,9 @@ class Trial:
         self.moved_from: NodeId | None = None
         """The session's exit, which died."""
         self.is_decided = False
-        self._first_s: float | None = None
+        self.last: NodeId | None = None
+        """The exit of the session before."""
+        self._is_settling = False
 
     @property
     def is_complete(self) -> bool:
@@ -185,9 +189,9 @@ class Trial:
             if flight is None:
                 flight = max(0.0, elapsed_s * 1000 - tested.resolve_ms - tested.connect_ms)
             sum_ms = flight + tested.connect_ms
-            if self._first_s is None:
-                self._first_s = elapsed_s
-                self.cut_at = min(self.cut_at, now + elapsed_s * SETTLE)
+            if not self._is_settling:
+                self._is_settling = True
+                self.cut_at = min(self.cut_at, now + SETTLE * flight / 1000)
         self.country = self.country or tested.country
         self.addresses = self.addresses or tested.addresses
         self.sums[exit] = sum_ms

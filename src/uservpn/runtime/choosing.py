@@ -88,6 +88,8 @@ class Choosing:
     def unanswered(self, choice: Choice, trip: Trip, is_broken: bool) -> None:
         """The connection ended without a reply; `is_broken`: by the site's side."""
         now = monotonic()
+        if self.chooser.mesh.heard_at(choice.exit) < trip.sent_at:
+            return  # the exit itself was silent: this says nothing of the site
         flight_s = self._flight_s(choice)
         if is_broken:
             ms = trip.broken(now, flight_s)

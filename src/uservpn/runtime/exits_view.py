@@ -51,6 +51,11 @@ class ExitsView:
         rtt_s = peer.contact.links[0].rtt_s
         return None if rtt_s is None else rtt_s * 1000
 
+    def heard_at(self, exit: NodeId) -> float:
+        """When it was last heard, monotonic seconds; 0.0: never."""
+        peer = self._node.peers.get(exit)
+        return (peer.contact.heard_at or 0.0) if peer is not None else 0.0
+
     def _state(self, exit: NodeId) -> ExitState:
         record = self._node.directory.get(exit)
         name, country = (record.name, record.country) if record else ("", "")
