@@ -41,6 +41,9 @@ SEND_MAX: Final = 64 * (MTU - 24)
 """KCP takes no more than 128 segments at a time."""
 SESSIONS_MAX: Final = 1024
 """Accepted sessions of one listener; for one more the oldest ends."""
+PAD_BELOW: Final = 512
+PAD_MAX: Final = 127
+"""Datagrams with less than PAD_BELOW bytes of segments get up to PAD_MAX bytes more."""
 _NODELAY: Final = (1, INTERVAL_MS, 2, 1)
 """No slow-start on timeouts, resend after two acknowledged later ones, no window of its own."""
 
@@ -192,9 +195,9 @@ class KcpDialler(asyncio.DatagramProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The session begins; nothing is sent by that."""
         self._transport = datagrams = cast("asyncio.DatagramTransport", transport)
-        seal = self._codec.seal_datagram
+        codec = self._codec
         self._session = session = KcpSession(
-            secrets.randbits(32), lambda data: datagrams.sendto(seal(data)), self._ended
+            secrets.randbits(32), lambda data: datagrams.sendto(_sealed(codec, data)), self._ended
         )
         session.link = self._link
         self._link.local = _name(transport.get_extra_info("sockname"))
@@ -251,11 +254,11 @@ class KcpListener(asyncio.DatagramProtocol):
     def _accept(self, addr: Any, conversation: int) -> KcpSession:
         while len(self._sessions) >= SESSIONS_MAX:
             next(iter(self._sessions.values())).abort()
-        transport, seal = self._transport, self._codec.seal_datagram
+        transport, codec = self._transport, self._codec
         assert transport is not None
         session = self._sessions[addr, conversation] = KcpSession(
             conversation,
-            lambda data: transport.sendto(seal(data), addr),
+            lambda data: transport.sendto(_sealed(codec, data), addr),
             lambda: self._forget((addr, conversation)),
         )
         link = session.link = StreamLink(CAPS, self._codec, self._owner, accepted=True)
@@ -271,6 +274,12 @@ class KcpListener(asyncio.DatagramProtocol):
     def _close_if_empty(self) -> None:
         if self._is_closing and not self._sessions and self._transport is not None:
             self._transport.close()
+
+
+def _sealed(codec: HeaderCodec, segments: bytes) -> bytes:
+    """A datagram; acknowledgements, which are all of one size, get another one each time."""
+    padding = secrets.randbelow(PAD_MAX + 1) if len(segments) < PAD_BELOW else 0
+    return codec.seal_datagram(segments, padding)
 
 
 def _name(address: Any) -> str:

@@ -162,18 +162,23 @@ class HeaderCodec:
 
     # --- whole datagrams, for protocols with a framing of their own -------------------------------
 
-    def seal_datagram(self, data: Buffer) -> bytes:
-        """`data` and 20 bytes more, all like random ones. Tells nothing of order; may be replayed."""
-        self._datagrams = (self._datagrams + 1) & 0xFFFFFFFF
-        counted = b"".join((self._datagrams.to_bytes(4, "big"), data))
-        return self.seal_fields(counted, _DATAGRAM)
+    def seal_datagram(self, data: Buffer, padding: int = 0) -> bytes:
+        """`data` and 20 bytes more, all like random ones; `padding` (0..255) hides what its size tells.
+
+        Tells nothing of order, and may be replayed: that is for the protocol inside.
+        """
+        self._datagrams = (self._datagrams + 1) & 0xFFFFFF
+        head = (self._datagrams << 8 | padding).to_bytes(4, "big")
+        return self.seal_fields(b"".join((head, bytes(padding), data)), _DATAGRAM)
 
     def open_datagram(self, data: Buffer) -> bytes | None:
         """What was sealed, or None: not one of ours."""
         for siv in self._sivs:
             try:
-                return siv.decrypt(data, _DATAGRAM)[4:]
+                plain = siv.decrypt(data, _DATAGRAM)
             except (InvalidTag, ValueError):
                 continue
+            if len(plain) >= 4:
+                return plain[4 + plain[3] :]
         self.stranger_count += 1
         return None
