@@ -227,6 +227,11 @@ class Dials:
         """Is a dial under way, or about to start?"""
         return bool(self._queue or self._under_way)
 
+    def is_fixed(self, endpoint: str) -> bool:
+        """Is it this node's for good? (An unknown one is whatever the caller makes of it: yes.)."""
+        place = self._places.get(endpoint)
+        return place is None or place.known.kind == EndpointKind.FIXED
+
     def protocols(self) -> set[str]:
         """Those of the endpoints."""
         return {place.protocol for place in self._places.values()}

@@ -7,8 +7,9 @@ endpoint is dialled when, `Dials` knows (mesh/addresses.py); a node without endp
 Proof. A stream's handshake proves that its peer is at its address; a datagram proves nothing, since who
 copies a fresh message can send it on from anywhere. So a datagram link that the peer opened is *unproved*:
 it is not among `links`, and nothing but answers goes there, until a PROBE of ours was answered over it.
-Then it goes to the front, and the older one it seems to replace is asked whether it is still there. A
-datagram link of our own is open at once, whether anybody is there or not: until it is answered it is
+Then it goes to the front, and the older one it seems to replace is asked whether it is still there. So is any
+link that we dial at an address which need not be the peer's (local and observed ones). A datagram link to
+a fixed endpoint is open at once, whether anybody is there or not: until it is answered it is
 *tentative*: it may carry messages where nothing better is there, but counts as a dial still under way.
 
 A peer is *dead* for its streams when every fixed endpoint refuses, or when nothing of it was heard for the
@@ -114,7 +115,7 @@ class LinkState:
     is_tentative: bool = False
     """A lossy one that was dialled and has not been answered yet."""
     is_unproved: bool = False
-    """A lossy one that the peer opened, and that has not been answered yet."""
+    """One that may lead to somebody else, and has not been answered yet."""
     is_punch: bool = False
     """It opens a way through a NAT: probed often, for a short time."""
     keep_s: float = 0.0
@@ -143,7 +144,7 @@ class Contact:
         """Linked also while nobody needs it; else dialled on demand, closed when idle."""
         self.links: list[LinkState] = []
         self.unproved: list[LinkState] = []
-        """Accepted datagram links whose peer is not known to be there; at most UNPROVED_MAX."""
+        """Links of which it is not known that they lead to the peer; at most UNPROVED_MAX accepted ones."""
         self.has_streams = False
         self.has_mail = False
         """Out-of-band messages wait for a way, or for their confirmation."""
@@ -202,20 +203,22 @@ class Contact:
                     self._plans.append(GiveUp(state.link))
         self.dials.came_up(endpoint)
         is_punch = dialled and now < self._punching.pop(endpoint, now)
+        is_unproved = is_punch or not self.dials.is_fixed(endpoint) if dialled else is_lossy
         state = LinkState(
             link, protocol, dialled, endpoint, now, now, now,
             relayed=relayed, is_lossy=is_lossy, is_tentative=is_lossy and dialled,
-            is_unproved=is_lossy and not dialled, is_punch=is_punch,
+            is_unproved=is_unproved and not relayed, is_punch=is_punch,
         )  # fmt: skip
         state.early = self._jitter(0.1)
         self.used(state, now)
         if dialled or is_lossy:
             state.owed_since = now  # it has to answer once: a wrong key would never
-        if is_punch or state.is_unproved:
+        if state.is_unproved:
             state.retry_s = PUNCH_RETRY_S
         if state.is_unproved:
-            if len(self.unproved) >= UNPROVED_MAX:
-                self._plans.append(GiveUp(self.unproved[0].link))
+            accepted = [other for other in self.unproved if not other.dialled]
+            if len(accepted) >= UNPROVED_MAX and not dialled:
+                self._plans.append(GiveUp(accepted[0].link))
             self.unproved.append(state)
             return state
         self._used_at = now
@@ -233,17 +236,19 @@ class Contact:
 
         `refused`: the peer's machine says that nobody is there.
         """
-        self.unproved = [state for state in self.unproved if state.link != link]
-        state = next((state for state in self.links if state.link == link), None)
+        state = next((s for s in [*self.links, *self.unproved] if s.link == link), None)
         if state is None:
+            return
+        if state.is_unproved:
+            self.unproved.remove(state)
+            if state.dialled and not state.is_punch:
+                self.dial_failed(state.endpoint, refused, "no answer", now)
             return
         self.links.remove(state)
         if state.dialled and not state.relayed and now < state.up_at + SHORT_LIFE_S:
             self._failures += 1
         if not self.links and self._lost_at is None:
             self._lost_at = now
-        if state.is_punch and state.is_tentative:
-            return
         if state.is_tentative:
             self.dial_failed(state.endpoint, refused, "refused" if refused else "no answer", now)
             return
@@ -296,6 +301,10 @@ class Contact:
             self._answered(state)
         self._dial_at = None
         self.heard(state, now)
+
+    def replaces(self, state: LinkState) -> bool:
+        """Does this link of the peer look like an older one that has moved?"""
+        return not state.dialled and any(not s.dialled for s in self._direct_of(state.protocol))
 
     def progress(self, state: LinkState, now: float) -> None:
         """Bytes moved on this link, though no whole message yet."""
@@ -440,7 +449,7 @@ class Contact:
             state.probed = True
             self._plans.append(Probe(state.link, False))
         elif owed is not None and state.is_lossy and now >= owed + state.retry_s:
-            if state.is_punch or state.is_unproved:
+            if state.is_unproved:
                 state.retry_s = 1.5 * state.retry_s + self._jitter(PUNCH_RETRY_S)
             else:
                 state.retry_s = 2 * state.retry_s + RETRY_S
@@ -510,6 +519,9 @@ class Contact:
         for other in self._direct_of(state.protocol):
             if other is not state and other.dialled and (other.probed or other.is_tentative):
                 self._plans.append(GiveUp(other.link))
+        for other in self.unproved:
+            if other.dialled and other.protocol == state.protocol:
+                self._plans.append(GiveUp(other.link))
 
     def _to_front(self, state: LinkState) -> None:
         self.links.remove(state)
@@ -517,7 +529,7 @@ class Contact:
         self.links.insert(place, state)
 
     def _patience(self, state: LinkState) -> float:
-        if state.is_unproved or (state.is_punch and state.is_tentative):
+        if state.is_unproved:
             return PUNCH_S / 2
         return max(ANSWER_S, 4 * (state.rtt_s or 0.0))
 
@@ -543,7 +555,11 @@ class Contact:
         return max(state.heard_at, state.sent_at) + state.check_s
 
     def _is_dialling(self) -> bool:
-        return self.dials.is_busy or any(state.is_tentative for state in self.links)
+        return (
+            self.dials.is_busy
+            or any(state.is_tentative for state in self.links)
+            or any(state.dialled for state in self.unproved)
+        )
 
     def _dial(self, now: float) -> None:
         """A round: of every protocol that has no link which is heard."""
@@ -554,6 +570,7 @@ class Contact:
             if not state.relayed and not state.is_tentative and not state.probed
         }
         fine |= {state.endpoint for state in self.links if state.dialled and state.is_lossy}
+        fine |= {state.endpoint for state in self.unproved if state.dialled}
         self.dials.start(now, fine)
         self._run_dials(now)
         if not self.dials.is_busy and self.direct() is None and self._is_wanted():

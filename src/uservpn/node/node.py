@@ -536,19 +536,21 @@ class Node:
             self._seek_ways(now)
 
     def _prove(self, peer: Peer, state: LinkState, now: float) -> None:
-        """The peer answered over this link, so it is where the link leads."""
+        """The peer has got what was sent over this link, so it is where the link leads."""
         if not state.is_unproved and not state.is_tentative:
             return
         was_unproved = state.is_unproved
+        has_moved = was_unproved and peer.contact.replaces(state)
         peer.contact.proved(state, now)
-        if was_unproved:  # it may have moved: what was on its way to the old place is lost
+        if has_moved:  # what was on its way to the old place is lost
             for other in peer.contact.links:
                 path = self.links[other.link].path
                 if other.is_lossy and not other.dialled and other is not state and path:
                     peer.tunnel.path_left(path, now)
+        if was_unproved:
             path = self.links[state.link].path
             assert path is not None
-            peer.tunnel.path_up(path, True)
+            peer.tunnel.path_up(path, has_moved or not was_linked)
         if state.is_lossy:
             self.reach.link_proved(peer, state, now)
         peer.meet_failures = 0
@@ -602,6 +604,16 @@ class Node:
             self.table.tell(peer.id, text, "warning")
             self.table.events.append(CloseWanted(link))
 
+    def _act_strayed(self, peer: Peer, link: LinkId, now: float) -> None:
+        """A probe of `link` was answered over another one: only who got it could know its token.
+
+        So somebody who races every message of the peer to us cannot make its real link look dead.
+        """
+        entry = self.links.get(link)
+        if entry is not None and entry.peer is peer and entry.state is not None:
+            self._prove(peer, entry.state, now)
+            peer.contact.heard(entry.state, now)
+
     def _act_reach(
         self, peer: Peer, link: LinkId, entry: LinkEntry, payload: bytes, now: float
     ) -> None:
@@ -626,10 +638,13 @@ class Node:
     ) -> None:
         """How long one round trip over this link took, or how large a message may be."""
         probe = peer.probes.pop(payload[:8], None)
-        if probe is not None and probe[0] == link and entry.state is not None:
+        if probe is not None and probe[0] != link:
+            self._act_strayed(peer, probe[0], now)
+        elif probe is not None and entry.state is not None:
             peer.contact.measured(entry.state, now - probe[1])
             self._prove(peer, entry.state, now)
             peer.tunnel.rtt_s = entry.state.rtt_s or peer.tunnel.rtt_s
             self.flights.answered(peer, link, probe[1], header, payload, now)
             self.members.advertise(now)
-        self._sizing.answered(link, entry, payload[:8], now)
+        if entry.state is not None and not entry.state.is_unproved:
+            self._sizing.answered(link, entry, payload[:8], now)

@@ -195,6 +195,7 @@ class Reach:
                 del self._quiets[link]
                 entry = self._table.links.get(link)
                 if entry is not None and entry.peer is not None and _silent(entry, since):
+                    self._table.touch(entry.peer)
                     self._table.probe(entry.peer, link, now)
         trial = self.binding.trial
         if trial is not None and not _silent(

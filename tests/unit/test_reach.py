@@ -1,0 +1,287 @@
+"""How nodes that move, or hide behind NATs, are reached: shipped nodes on the simulated network."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from uservpn.kit.endpoint import Address
+from uservpn.mesh.records import EndpointKind, Role
+from uservpn.sim.geography import SITES
+from uservpn.sim.member import PORT, Member, Seat
+from uservpn.sim.nat import Nat, NatKind
+from uservpn.sim.network import Host, Weather
+from uservpn.sim.world import World
+
+KEY = bytes(range(32))
+BOTH = ("tcp", "udp")
+
+
+class Net:
+    """Servers 1..n with fixed endpoints, and whoever is added."""
+
+    def __init__(self, servers: int = 3, flight_s: float = 0.02, seed: int = 1, **weather) -> None:
+        self.world = World(seed, Weather(flight_s=flight_s, **weather), has_story=False)
+        self.home: dict = {}
+        for node in range(1, servers + 1):
+            roles = Role.SERVER | Role.EXIT | Role.RELAY
+            self.add(node, roles, listens=BOTH)
+            self.home = {1: self.world.seats[1].endpoints()}
+
+    def add(self, node: int, roles: Role, nat: Nat | None = None, **more) -> Member:
+        ip = f"10.9.{node}.2" if nat else f"203.0.113.{node}"
+        host = self.world.network.add(Host(f"h{node}", ip, SITES[0], nat))
+        more.setdefault("servers", self.home)
+        seat = Seat(node, host, (KEY,), roles, **more)
+        member = self.world.start(seat)
+        interfaces = [f"{ip}/24"]
+        member.node.moved([f"udp://{ip}:{PORT}"] if roles & Role.EXIT else [], interfaces, self.now)
+        member.settle()
+        return member
+
+    def nat(self, kind: NatKind, number: int = 100, timeout_s: float = 60.0) -> Nat:
+        return Nat(f"198.51.100.{number}", kind, random.Random(number), timeout_s)
+
+    @property
+    def now(self) -> float:
+        return self.world.agenda.now
+
+    def run(self, seconds: float) -> None:
+        self.world.run(seconds)
+
+    def direct(self, a: int, b: int) -> str:
+        """The protocol of the preferred direct link between two nodes."""
+        peer = self.world.members[a].node.peers.get(b)
+        state = peer.contact.direct() if peer else None
+        return state.protocol if state else ""
+
+    def flow(self, client: int, exit: int, up: int = 100_000, down: int = 100_000):
+        return self.world.open_flow(client, exit, up, down, 0.01, False)
+
+
+def _observed(member: Member) -> list[str]:
+    own = member.node.directory.own
+    return [k.endpoint for k in own.endpoints if k.kind == EndpointKind.OBSERVED]
+
+
+# --- what others see -----------------------------------------------------------------------------
+
+
+def test_an_exit_behind_a_nat_publishes_what_others_see():
+    net = Net()
+    exit = net.add(60, Role.EXIT | Role.RELAY, net.nat(NatKind.PORT_RESTRICTED))
+    net.run(10)
+    (seen,) = _observed(exit)
+    assert seen.startswith("udp://198.51.100.100:")
+    for node in (1, 2, 3):
+        record = net.world.members[node].node.directory.get(60)
+        assert seen in [k.endpoint for k in record.endpoints]
+    assert exit.node.reach.is_natted
+
+
+def test_a_symmetric_nat_and_a_mere_client_publish_nothing():
+    net = Net()
+    exit = net.add(60, Role.EXIT, net.nat(NatKind.SYMMETRIC))
+    client = net.add(50, Role.ENTRY | Role.RELAY, net.nat(NatKind.FULL_CONE, 101))
+    server = net.world.members[2]
+    net.run(20)
+    assert _observed(exit) == _observed(client) == _observed(server) == []
+    assert exit.node.reach.is_natted and not server.node.reach.is_natted
+
+
+# --- holes ---------------------------------------------------------------------------------------
+
+CONES = (NatKind.FULL_CONE, NatKind.RESTRICTED, NatKind.PORT_RESTRICTED)
+
+
+@pytest.mark.parametrize("here", [None, *NatKind])
+@pytest.mark.parametrize("there", NatKind)
+def test_who_is_behind_a_nat_is_reached(here, there):
+    """Directly wherever the two kinds allow that (RFC 5128), else over a relay, and at once."""
+    net = Net()
+    net.add(60, Role.EXIT | Role.RELAY, net.nat(there))
+    net.add(50, Role.ENTRY, net.nat(here, 101) if here else None)
+    net.run(10)
+    flow = net.flow(50, 60)
+    net.run(0.4)
+    assert flow.far is not None, "it does not wait for a hole"
+    net.run(5)
+    assert flow.is_done, flow
+    again = net.flow(50, 60)
+    net.run(3)
+    assert again.is_done
+    strict = (NatKind.PORT_RESTRICTED, NatKind.SYMMETRIC)
+    is_hopeless = NatKind.SYMMETRIC in (here, there) and here in strict and there in strict
+    assert net.direct(50, 60) == ("" if is_hopeless else "udp")
+
+
+def test_two_behind_one_router_use_their_own_network():
+    """And are told apart by number: both have one public address."""
+    net = Net()
+    nat = net.nat(NatKind.PORT_RESTRICTED)
+    net.add(60, Role.EXIT, nat)
+    client = net.add(61, Role.ENTRY | Role.EXIT, nat)
+    net.run(10)
+    flow = net.flow(61, 60)
+    net.run(3)
+    assert flow.is_done
+    state = client.node.peers[60].contact.direct()
+    assert state is not None and state.endpoint == f"udp://10.9.60.2:{PORT}"
+
+
+def test_where_no_hole_opens_it_is_tried_ever_less_often():
+    net = Net()
+    net.add(60, Role.EXIT, net.nat(NatKind.SYMMETRIC))
+    client = net.add(50, Role.ENTRY, net.nat(NatKind.SYMMETRIC, 101))
+    net.run(10)
+    net.world.open_flow(50, 60, 10, 10, dial_s=1e6, refused=False)  # a program that waits
+    times = []
+    peer = client.node.peers[60]
+    for _ in range(600):
+        before = peer.meet_failures
+        net.run(1)
+        if peer.meet_failures != before:
+            times.append(net.now)
+    assert 2 <= len(times) <= 6, times
+
+
+# --- moving --------------------------------------------------------------------------------------
+
+
+def test_a_peer_with_a_new_address_is_followed_after_a_path_check():
+    net = Net(1)
+    client = net.add(50, Role.ENTRY)
+    net.run(5)
+    flow = net.flow(50, 1, up=1000, down=60_000_000)
+    net.run(1)
+    client.node.table.tell(1, "moves")
+    net.world.network.move(client.seat.host, "203.0.113.77", SITES[0], None)
+    moved_at, got = net.now, flow.near.received
+    client.node.moved([], ["203.0.113.77/24"], net.now)
+    client.wake()
+    while flow.near.received == got:
+        net.run(0.05)
+    assert net.now - moved_at <= 0.5
+    net.run(15)
+    assert flow.is_done
+
+
+class Thief:
+    """Copies datagrams of one host to another and sends them on from an address of its own."""
+
+    HERE = Address("192.0.2.66", 666)
+
+    def __init__(self, net: Net, victim: Member, target: Member) -> None:
+        self.net = net
+        self.victim, self.target = victim, target
+        self.taken: list[tuple[bytes, bytes]] = []
+        self.races = 0
+        """So many of the next datagrams arrive from here first."""
+        self.lured: list[bytes] = []
+        """What was sent here."""
+        self._send = net.world.network.send
+        net.world.network.send = self
+
+    def __call__(self, host, port, to, head, body, wait=0.0):
+        if to == self.HERE:
+            self.lured.append(body)
+            return
+        if host is self.victim.seat.host and to.host == self.target.seat.host.ip:
+            self.taken.append((head, body))
+            if self.races > 0:
+                self.races -= 1
+                self.net.world.agenda.after(wait, self.inject, head, body)
+        self._send(host, port, to, head, body, wait)
+
+    def inject(self, head: bytes, body: bytes) -> None:
+        self.target.datagram(PORT, self.HERE, head, body)
+
+
+def _bulk_over_udp(net: Net) -> tuple[Member, Member, object]:
+    """A client that downloads for long, over its datagram link alone."""
+    client = net.add(50, Role.ENTRY, servers={1: (f"udp://203.0.113.1:{PORT}",)})
+    net.run(5)
+    flow = net.flow(50, 1, up=1000, down=30_000_000)
+    net.run(0.3)
+    return client, net.world.members[1], flow
+
+
+def _places(server: Member) -> set[str]:
+    contact = server.node.peers[50].contact
+    return {state.endpoint for state in (*contact.links, *contact.unproved)}
+
+
+def test_recorded_datagrams_from_another_address_have_no_effect_at_all():
+    net = Net(1, rate=1e6)
+    client, server, flow = _bulk_over_udp(net)
+    thief = Thief(net, client, server)
+    net.run(2)
+    before = _places(server)
+    net.run(1)
+    for head, body in thief.taken[:200]:
+        thief.inject(head, body)
+    assert _places(server) == before and not thief.lured
+    net.run(40)
+    assert flow.is_done and not thief.lured
+
+
+@pytest.mark.parametrize("races", [1, 1_000_000])
+def test_a_forger_who_is_faster_moves_no_traffic(races):
+    """One fresh message, or every single one, arrives from his address first: he gets probes, no more."""
+    net = Net(1, rate=1e6)
+    client, server, flow = _bulk_over_udp(net)
+    thief = Thief(net, client, server)
+    thief.races = races
+    net.run(3)
+    assert thief.lured, "his address was asked"
+    assert max(map(len, thief.lured)) < 1300 and len(thief.lured) < 60
+    links = server.node.peers[50].contact.links
+    assert [state.endpoint for state in links] == [f"udp://203.0.113.50:{PORT}"]
+    net.run(40)
+    assert flow.is_done
+    assert sum(map(len, thief.lured)) < 20_000
+
+
+# --- bindings ------------------------------------------------------------------------------------
+
+
+def _reachable(net: Net, exit: Member) -> bool:
+    """Would what a home sends now get through to the exit?"""
+    nat = exit.seat.host.nat
+    for node in (1, 2, 3):
+        remote = Address(net.world.members[node].seat.host.ip, PORT)
+        contact = net.world.members[node].node.peers[60].contact
+        for state in contact.links:
+            if state.protocol == "udp":
+                port = int(state.endpoint.rpartition(":")[2])
+                if nat.inbound(port, remote, net.now) is not None:
+                    return True
+    return False
+
+
+@pytest.mark.parametrize(
+    ("timeout_s", "least", "most"), [(20, 10, 20), (60, 25, 60), (300, 200, 300)]
+)
+def test_how_long_a_nat_remembers_is_found_and_used(timeout_s, least, most):
+    net = Net()
+    exit = net.add(
+        60, Role.EXIT | Role.RELAY, net.nat(NatKind.PORT_RESTRICTED, timeout_s=timeout_s)
+    )
+    net.run(1800)
+    assert least <= exit.node.reach.binding.interval_s <= most
+    missed = 0
+    for _ in range(1200):
+        net.run(1)
+        missed += not _reachable(net, exit)
+    assert missed <= 20, missed
+
+
+def test_who_needs_no_binding_sends_only_the_usual_keep_alives():
+    net = Net()
+    client = net.add(50, Role.ENTRY, net.nat(NatKind.PORT_RESTRICTED))
+    net.run(1800)
+    sent = client.sent_count
+    net.run(3600)
+    links = len(client.links)
+    assert client.sent_count - sent <= 8 * links
