@@ -3,7 +3,8 @@
 A node that wants to be reached keeps its mappings to some peers alive. One of them helps to find out how
 seldom that is needed: it is told to be silent for a time and to send a probe then. If the probe comes,
 the mapping lasted; the next try is twice as long. If it does not, what lasted before is the interval.
-Meanwhile the other peers' mappings are kept at the interval that is known to work.
+The whole node is silent meanwhile, as to many NATs its links are one mapping. Another port, seen after
+less silence than should be harmless, halves the interval.
 
               lasted: interval := tried, tried := 2 x tried
               +--------+
@@ -30,6 +31,8 @@ MAX_S: Final = 500.0
 """Below the usual time between keep-alives, less what they may be early."""
 GRACE_S: Final = 3.0
 """How much later than told the probe may come: the flight, and a peer's coarse timers."""
+SETTLING_S: Final = 10.0
+"""For so long after a trial that failed another port tells nothing."""
 AGAIN_S: Final = 6 * 3600.0
 NETWORKS_MAX: Final = 16
 
@@ -46,18 +49,20 @@ class Binding:
         self._again_at: float | None = None
         self._link: LinkId | None = None
         self._asked_at = 0.0
+        self._ended_at = 0.0
         self.interval_s = START_S
         """Silence that a mapping is known, or at first assumed, to outlast."""
 
     # --- outside events --------------------------------------------------------------------------
 
-    def enter(self, network: str) -> None:
+    def enter(self, network: str, now: float) -> None:
         """We are seen at this address from now on ("": at none). Another one begins another search."""
         if network == self._network:
             return
         self._network = network
         self._link = None
         self._again_at = None
+        self._ended_at = now
         self.interval_s = self._found.get(network, START_S)
         self._tried_s = START_S if network not in self._found else 2 * self.interval_s
         self._failed_s = 0.0
@@ -81,9 +86,19 @@ class Binding:
             self._tried_s = min(MAX_S, 2 * self._tried_s)
         return True
 
-    def disturbed(self) -> None:
-        """Something was sent or heard on the link of the trial: it tells nothing."""
+    def remapped(self, now: float) -> None:
+        """We are seen at another port though nothing was silent for longer than the interval."""
+        if self._link is not None or now < self._ended_at + SETTLING_S:
+            return  # a trial that failed makes a new mapping
+        self._ended_at = now
+        self.interval_s = self._tried_s = max(MIN_S, self.interval_s / 2)
+        self._failed_s = 2 * self.interval_s
+        self._remember()
+
+    def disturbed(self, now: float) -> None:
+        """Something was sent or heard during the trial: it tells nothing."""
         self._link = None
+        self._ended_at = now
 
     def on_deadline(self, now: float) -> bool:
         """True: a trial has ended because no probe came; the mapping is to be made anew at once."""
@@ -94,6 +109,7 @@ class Binding:
         if self._link is None or now < self._due():
             return False
         self._link = None
+        self._ended_at = now
         self._failed_s = self._tried_s
         if self._tried_s <= self.interval_s:  # not even what was assumed
             self.interval_s = self._tried_s = max(MIN_S, self._tried_s / 2)

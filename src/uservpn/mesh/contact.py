@@ -48,6 +48,8 @@ PUNCH_S: Final = 2.5
 """A link that opens a way through a NAT is probed after 0.1 s, then ever less often, for so long."""
 IDLE_S: Final = 600.0
 """A link that was opened on demand and carried no stream for so long is closed."""
+SPARE_S: Final = 300.0
+"""A datagram link beside a connection goes sooner: before its first keep-alive."""
 SHORT_LIFE_S: Final = 1.0
 """A link that ended this soon counts as a failed dial: else it would be dialled in a hot loop."""
 FAILING_COUNT: Final = 2
@@ -357,6 +359,8 @@ class Contact:
             self._lost_at = now
         self.has_streams = True
         self.want(now)
+        if self.direct() is not None and self._lacks_protocol() and not self._other_failures:
+            self._dial(now)
 
     def leave(self, now: float) -> None:
         """The peer is no longer configured: its dialled links end soon."""
@@ -366,6 +370,11 @@ class Contact:
     def want(self, now: float) -> None:
         """Somebody needs the peer now: no waiting for the back-off."""
         if self.direct() is None and not self._is_dialling() and self.endpoints:
+            self._dial(now)
+
+    def want_other(self, now: float) -> None:
+        """A link stands; one of each other protocol is wanted, too."""
+        if self._lacks_protocol() and not self._is_dialling():
             self._dial(now)
 
     def punch(self, endpoints: Sequence[str], now: float) -> None:
@@ -424,9 +433,12 @@ class Contact:
             self._leave_at = None
             if not self.endpoints:
                 self._give_up_dialled()
-        if self._is_idle() and now >= self._used_at + IDLE_S:
+        if self._is_idle() and now >= self._idle_at():
             self._used_at = now
-            self._give_up_dialled()
+            if self._is_wanted():
+                self._plans += [GiveUp(state.link) for state in self._spare()]
+            else:
+                self._give_up_dialled()
         for endpoint in self.dials.overdue(now):
             self.dial_failed(endpoint, False, "no answer in time", now)
         for state in [*self.links, *self.unproved]:
@@ -483,7 +495,7 @@ class Contact:
         if self._leave_at is not None:
             times.append(self._leave_at)
         if self._is_idle():
-            times.append(self._used_at + IDLE_S)
+            times.append(self._idle_at())
         if self.has_streams and self._lost_at is not None:
             times.append(self._lost_at + self._grace_s)
         return min(times, default=None)
@@ -545,7 +557,22 @@ class Contact:
         return self.is_kept or self.has_streams or self.has_mail
 
     def _is_idle(self) -> bool:
-        return not self._is_wanted() and bool(self.links)
+        """Will a link be closed if nothing changes?"""
+        if self.has_streams or self.has_mail or not self.links:
+            return False
+        return not self.is_kept or bool(self._spare())
+
+    def _idle_at(self) -> float:
+        return self._used_at + (SPARE_S if self.is_kept else IDLE_S)
+
+    def _spare(self) -> list[LinkState]:
+        """Datagram links that nobody needs while nothing is carried: a connection stands, too.
+
+        A NAT forgets them long before their next keep-alive, and they are quickly dialled again.
+        """
+        if not any(not s.is_lossy and not s.relayed and not s.probed for s in self.links):
+            return []
+        return [s for s in self.links if s.is_lossy and s.dialled and not s.keep_s]
 
     def _keep_at(self, state: LinkState) -> float:
         span = min(state.keep_s or self._keepalive_s, self._keepalive_s)
@@ -584,11 +611,14 @@ class Contact:
         """A link stands; another protocol that streams could use is tried again now and then."""
         if not self.has_streams or self._dial_at is not None or self._is_dialling():
             return
-        if self.dials.protocols() <= {state.protocol for state in self.links}:
+        if not self._lacks_protocol():
             return
         wait = min(OTHER_MAX_S, OTHER_START_S * 2.0 ** min(self._other_failures, 8))
         self._other_failures += 1
         self._dial_at = now + wait * (0.75 + self._jitter(0.5))
+
+    def _lacks_protocol(self) -> bool:
+        return not self.dials.protocols() <= {state.protocol for state in self.links}
 
     def _backoff(self) -> float:
         is_waiting = (self.has_streams or self.has_mail) and not self.links

@@ -38,6 +38,13 @@ class Observed:
         if len(self._reports) > REPORTS_MAX:
             del self._reports[next(iter(self._reports))]
 
+    def is_news(self, peer: NodeId, endpoint: Endpoint) -> bool:
+        """Is this another port than this peer saw before, and than anybody has seen?"""
+        known = self._reports.get(peer)
+        if known is None or known.endpoint.host != endpoint.host:
+            return False
+        return endpoint not in {report.endpoint for report in self._reports.values()}
+
     def forget(self) -> None:
         """The network is another one."""
         self._reports.clear()
@@ -49,6 +56,10 @@ class Observed:
     def hosts(self) -> set[str]:
         """The addresses we are seen at."""
         return {report.endpoint.host for report in self._reports.values()}
+
+    def newest_at(self) -> float:
+        """When somebody last told; minus infinity: nobody has."""
+        return max((report.at for report in self._reports.values()), default=float("-inf"))
 
     def newest(self) -> list[Endpoint]:
         """For IPv4 and IPv6 what was reported last."""

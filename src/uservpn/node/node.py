@@ -273,7 +273,7 @@ class Node:
             return
         if entry.hops:
             self.relaying.link_down(link)
-        self.reach.link_down(link)
+        self.reach.link_down(link, now)
         peer = entry.peer
         if peer is None:
             return
@@ -539,6 +539,7 @@ class Node:
         """The peer has got what was sent over this link, so it is where the link leads."""
         if not state.is_unproved and not state.is_tentative:
             return
+        was_linked = bool(peer.contact.links)
         was_unproved = state.is_unproved
         has_moved = was_unproved and peer.contact.replaces(state)
         peer.contact.proved(state, now)

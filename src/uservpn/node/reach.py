@@ -20,10 +20,10 @@ from typing import Final
 from uservpn.errors import PeerFault
 from uservpn.kit.endpoint import Endpoint
 from uservpn.mesh.addresses import Networks, preferred
-from uservpn.mesh.binding import MAX_S, Binding
 from uservpn.mesh.contact import LinkState
 from uservpn.mesh.observed import Observed
 from uservpn.mesh.records import EndpointKind, Known, Record, Role
+from uservpn.node.bindings import DATAGRAM, QUIET_CODE, Bindings
 from uservpn.node.table import LinkEntry, Peer, Table
 from uservpn.types import LinkId, NodeId
 from uservpn.wire.constants import Kind
@@ -40,9 +40,8 @@ FIXED_MAX: Final = 6
 LOCAL_MAX: Final = 4
 OBSERVED_MAX: Final = 2
 """Of the record's 12 endpoints."""
-QUIETS_MAX: Final = 254
-DATAGRAM: Final = "udp"
-"""The protocol whose one socket makes holes in NATs."""
+FRESH_S: Final = 15.0
+"""What was seen of us so long ago holds: no NAT forgets so soon."""
 
 
 class Code(enum.IntEnum):
@@ -52,7 +51,7 @@ class Code(enum.IntEnum):
     MEET = 2
     MET = 3
     """The answer to MEET."""
-    QUIET = 4
+    QUIET = QUIET_CODE
     ASK = 5
     """For SEEN."""
 
@@ -65,13 +64,12 @@ class Reach:
         self._protocols = table.options.protocols
         self.networks = Networks()
         self.observed = Observed()
-        self.binding = Binding(table.jitter)
+        self.bindings = Bindings(table)
+        self._proposals: dict[NodeId, tuple[LinkId, Code]] = {}
+        """Who is to hear our places as soon as we know them."""
         self._fixed = _fixed(own.endpoints)
         self._local: list[Known] = []
         self._roles = own.roles
-        self._quiets: dict[LinkId, tuple[float, float]] = {}
-        """Links of others' trials: when to probe, and since when it has to be silent."""
-        self._trial_at: float | None = None
 
     # --- what this node tells of itself ----------------------------------------------------------
 
@@ -117,8 +115,8 @@ class Reach:
     def wake(self, now: float) -> None:
         """The network may be another one: nothing that was seen holds."""
         self.observed.forget()
-        self.binding.enter("")
-        self._trial_at = None
+        self._proposals.clear()
+        self._follow(now)
         for peer in self._table.peers.values():
             peer.meet_at = peer.meet_failures = 0
             for state in peer.contact.links:
@@ -131,22 +129,17 @@ class Reach:
             return
         if not state.dialled:
             self._tell(peer, state.link)
-        elif self.observed.knows(peer.id):
-            self._keep_alive(now)
         else:
             self._ask(peer, state.link)
+            self._follow(now)
 
-    def link_down(self, link: LinkId) -> None:
+    def link_down(self, link: LinkId, now: float) -> None:
         """The link is gone."""
-        self._quiets.pop(link, None)
-        if link == self.binding.trial:
-            self.binding.disturbed()
+        self.bindings.link_down(link, now)
 
     def probed(self, link: LinkId, now: float) -> None:
         """A PROBE came over this link."""
-        if link == self.binding.trial and self.binding.probed(link, now):
-            self._trial_at = now
-            self._keep_alive(now)
+        self.bindings.probed(link, now)
 
     def hear(self, peer: Peer, link: LinkId, entry: LinkEntry, payload: bytes, now: float) -> bool:
         """A REACH message; True: this node's endpoints may be others now.
@@ -165,9 +158,8 @@ class Reach:
         elif code == bytes((Code.QUIET,)):
             if len(body) < 2:
                 raise PeerFault("a request for silence is cut off")
-            delay = min(MAX_S, int.from_bytes(body[:2], "big"))
-            if entry.hops == () and len(self._quiets) < QUIETS_MAX:
-                self._quiets[link] = now + delay, now
+            if not entry.hops:
+                self.bindings.help(link, int.from_bytes(body[:2], "big"), now)
         return False
 
     # --- meeting ---------------------------------------------------------------------------------
@@ -178,42 +170,43 @@ class Reach:
 
     def meet(self, peer: Peer, link: LinkId, now: float) -> None:
         """Asks the peer, over this relayed link, to open a direct way together."""
-        own = self._meeting_places()
         wait = min(MEET_AGAIN_MAX_S, MEET_AGAIN_S * 2.0 ** min(peer.meet_failures, 8))
         peer.meet_at = now + wait * (0.75 + self._table.jitter(0.5))
         peer.meet_failures += 1
+        self._propose(peer, link, Code.MEET, now)
+
+    def _propose(self, peer: Peer, link: LinkId, code: Code, now: float) -> None:
+        """Tells our places, once it is sure that they are right: a NAT forgets what was long silent."""
+        if self.bindings.is_kept or now < self.observed.newest_at() + FRESH_S:
+            self._send_places(peer, link, code)
+            return
+        self._proposals[peer.id] = link, code
+        links = self.bindings.links()
+        if links:
+            self._ask(links[0][0], links[0][1].link)
+            return
+        for (
+            other
+        ) in self._table.peers.values():  # there is a connection to it: a datagram link, too
+            if other.contact.is_kept and other.contact.direct() is not None:
+                other.contact.want_other(now)
+                self._table.touch(other)
+
+    def _send_places(self, peer: Peer, link: LinkId, code: Code) -> None:
+        own = self._meeting_places()
         if own:
             self._table.touch(peer)
-            peer.outbox.append((link, Kind.REACH, _packed(Code.MEET, own), 0))
+            peer.outbox.append((link, Kind.REACH, _packed(code, own), 0))
 
     # --- time ------------------------------------------------------------------------------------
 
     def on_deadline(self, now: float) -> None:
         """Due work; harmless when early."""
-        for link, (due, since) in list(self._quiets.items()):
-            if now >= due:
-                del self._quiets[link]
-                entry = self._table.links.get(link)
-                if entry is not None and entry.peer is not None and _silent(entry, since):
-                    self._table.touch(entry.peer)
-                    self._table.probe(entry.peer, link, now)
-        trial = self.binding.trial
-        if trial is not None and not _silent(
-            self._table.links.get(trial), self.binding.trial_began
-        ):
-            self.binding.disturbed()
-            self._trial_at = now + self.binding.interval_s
-        if self.binding.on_deadline(now):
-            self._trial_at = now
-        if self._trial_at is not None and now >= self._trial_at:
-            self._trial_at = None
-            self._keep_alive(now)
+        self.bindings.on_deadline(now)
 
     def next_deadline(self) -> float | None:
         """When `on_deadline` wants to be called."""
-        times = [due for due, _ in self._quiets.values()]
-        times += [at for at in (self._trial_at, self.binding.next_deadline()) if at is not None]
-        return min(times, default=None)
+        return self.bindings.next_deadline()
 
     # --- inside ----------------------------------------------------------------------------------
 
@@ -233,8 +226,12 @@ class Reach:
     def _hear_seen(self, peer: Peer, entry: LinkEntry, body: bytes, now: float) -> bool:
         for place in _unpacked(body, 1):
             if _is_datagram(place) and not entry.hops:
-                self.observed.learn(peer.id, Endpoint.parse(place.endpoint), now)
-                self._keep_alive(now)
+                endpoint = Endpoint.parse(place.endpoint)
+                if self.observed.is_news(peer.id, endpoint):
+                    self.bindings.binding.remapped(now)
+                self.observed.learn(peer.id, endpoint, now)
+                self._follow(now)
+                self._send_proposals()
                 return True
         return False
 
@@ -247,9 +244,15 @@ class Reach:
         peer.met_at = now
         peer.meet_at = max(peer.meet_at, now + MEET_AGAIN_S)
         self._table.touch(peer)
-        if wants_answer and (own := self._meeting_places()):
-            peer.outbox.append((link, Kind.REACH, _packed(Code.MET, own), 0))
+        if wants_answer:
+            self._propose(peer, link, Code.MET, now)
         peer.contact.punch([place.endpoint for place in self.order(known)], now)
+
+    def _send_proposals(self) -> None:
+        proposals, self._proposals = self._proposals, {}
+        for node, (link, code) in proposals.items():
+            if link in self._table.links:
+                self._send_places(self._table.peers[node], link, code)
 
     def _meeting_places(self) -> list[Known]:
         """Where our probes come from, as far as we know."""
@@ -257,34 +260,10 @@ class Reach:
         places = [*seen, *self._fixed, *self._local]
         return [place for place in places if _is_datagram(place)][:MEET_MAX]
 
-    def _keep_alive(self, now: float) -> None:
-        """Sets how often each of our datagram links speaks; begins a trial if there is one to make."""
-        is_needed = self.wants_reach and self.is_natted
-        self.binding.enter(min(self.observed.hosts(), default="") if is_needed else "")
-        homes: list[tuple[NodeId, LinkId]] = []
-        for peer in self._table.peers.values():
-            for state in peer.contact.links:
-                if state.link == self.binding.trial:
-                    continue
-                if state.is_lossy and state.dialled and not state.is_tentative:
-                    state.keep_s = self.binding.interval_s if is_needed else 0.0
-                    self._table.touch(peer)
-                    if is_needed and peer.contact.is_kept and not peer.is_needed():
-                        homes.append((peer.id, state.link))
-        if homes and self.binding.wants_trial():
-            self._begin_trial(*min(homes), now)
-        elif is_needed and self._trial_at is None and self.binding.trial is None:
-            self._trial_at = self.binding.next_deadline() or now + self.binding.interval_s
-
-    def _begin_trial(self, node: NodeId, link: LinkId, now: float) -> None:
-        peer = self._table.peers[node]
-        state = self._table.links[link].state
-        assert state is not None
-        delay = self.binding.asked(link, now)
-        state.keep_s = 0.0  # nothing may go out before the peer's probe has come
-        payload = bytes((Code.QUIET,)) + round(delay).to_bytes(2, "big")
-        self._table.touch(peer)
-        peer.outbox.append((link, Kind.REACH, payload + self._table.padding(), 0))
+    def _follow(self, now: float) -> None:
+        """What is seen of us may be another address: what has to be kept alive?"""
+        network = min(self.observed.hosts(), default="")
+        self.bindings.follow(network if self.wants_reach and self.is_natted else "", now)
 
 
 def _fixed(endpoints: Sequence[Known]) -> list[Known]:
@@ -293,15 +272,6 @@ def _fixed(endpoints: Sequence[Known]) -> list[Known]:
 
 def _is_datagram(place: Known) -> bool:
     return place.endpoint.startswith(DATAGRAM + "://")
-
-
-def _silent(entry: LinkEntry | None, since: float) -> bool:
-    """Has nothing been sent or heard on it, but what came with the request itself?"""
-    if entry is None or entry.state is None:
-        return False
-    state = entry.state
-    allowed = since + 1.0 + 2 * (state.rtt_s or 0.0)
-    return state.sent_at <= allowed and state.heard_at <= allowed
 
 
 def _packed(code: Code, endpoints: Sequence[Known]) -> bytes:
