@@ -127,6 +127,7 @@ class Bindings:
         helper, asked = links[0]
         delay_s = round(self.binding.asked(asked.link, now))
         payload = bytes((QUIET_CODE,)) + delay_s.to_bytes(2, "big") + self._table.padding()
+        self._table.touch(helper)
         helper.outbox.append((asked.link, Kind.REACH, payload, 0))
         for index, (peer, state) in enumerate(links):
             if index and state.keep_s:
