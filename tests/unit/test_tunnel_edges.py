@@ -206,7 +206,10 @@ def test_confirming_far_above_a_gap_costs_no_more_each_time():
     top = source.outbox.next_seq
     dropped = []
     drop = source.outbox._drop
-    source.outbox._drop = lambda start, end: (dropped.append(end - start), drop(start, end))
+    source.outbox._drop = lambda start, end, now: (
+        dropped.append(end - start),
+        drop(start, end, now),
+    )
     for end in range(2, top, 20):
         source.receive(Kind.SINK, frames.have_frame(0, 0, [(1, end - 1)]), 0.0)
     source.receive(Kind.SINK, frames.have_frame(0, 0, [(1, top - 1)]), 0.0)

@@ -25,7 +25,7 @@ from uservpn.tunnel.rates import Lowest, RateFilter
 
 START_GAIN: Final = 2.77
 CYCLE: Final = (1.25, 0.75, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
-WINDOW_GAIN: Final = 2.0
+WINDOW_GAIN: Final = 1.25
 GROWTH: Final = 1.25
 START_ROUNDS: Final = 3
 RATE_ROUNDS: Final = 10
@@ -140,7 +140,12 @@ class Bbr:
         self._is_queued = self._round_rtt_s > QUEUED_GAIN * rtt_min + QUEUED_S
         self._round_acked = self._round_lost = 0
         self._round_rtt_s = 1e9
-        self._rates.forget(self._round - (RATE_ROUNDS_QUEUED if self._is_queued else RATE_ROUNDS))
+        if (
+            self.state is State.CYCLE
+        ):  # what is measured while a queue runs off is no rate of the path
+            self._rates.forget(
+                self._round - (RATE_ROUNDS_QUEUED if self._is_queued else RATE_ROUNDS)
+            )
         if self.state is State.START and not sample.is_limited:
             if self.rate >= GROWTH * self._full_rate:
                 self._full_rate = self.rate
@@ -200,7 +205,7 @@ class Bbr:
         if self.state is not State.PROBE_RTT:
             window += 2 * QUANTUM_S * rate
         if self.state is State.START:
-            pace = max(pace, self.pace if self._round < 2 else 0.0)
+            pace = max(pace, START_GAIN * WINDOW_START / max(self.rtt_min_s, 0.001))
             window = max(window, WINDOW_START)
         self.pace = max(pace, PACE_MIN)
         self.window = max(int(window), WINDOW_MIN)

@@ -134,7 +134,7 @@ class Outbox:
 
     # --- what the sink tells ---------------------------------------------------------------------
 
-    def confirm(self, below: int, ranges: list[tuple[int, int]]) -> None:
+    def confirm(self, below: int, ranges: list[tuple[int, int]], now: float) -> None:
         """The sink has everything below `below`, and these.
 
         Raises:
@@ -145,16 +145,16 @@ class Outbox:
         if below > self._base:
             if self._confirmed:
                 for start, end in self._confirmed.gaps(self._base, below):
-                    self._drop(start, end)
+                    self._drop(start, end, now)
             else:
-                self._drop(self._base, below)
+                self._drop(self._base, below, now)
             self._base = self._confirmed.pop_prefix(below)
         if ranges:
             low = self._base
             if ranges[0][0] < low:
                 ranges = [(max(a, low), b) for a, b in ranges if b > low]
             for start, end in self._confirmed.merge(ranges):
-                self._drop(start, end)
+                self._drop(start, end, now)
             if self._confirmed.ranges and self._confirmed.ranges[0][0] <= low:
                 self._base = self._confirmed.pop_prefix(low)
 
@@ -194,7 +194,7 @@ class Outbox:
         slab = self._slabs[index]
         return slab, seq - slab.start
 
-    def _drop(self, start: int, end: int) -> None:
+    def _drop(self, start: int, end: int, now: float) -> None:
         """The sink has these, and nobody knew."""
         index = max(bisect_right(self._starts, start) - 1, self._first)
         slabs = self._slabs
@@ -205,10 +205,10 @@ class Outbox:
             high = min(end - slab.start, len(slab.payloads))
             start = slab.start + high
             if self._moved:
-                self._drop_some(slab, low, high)
+                self._drop_some(slab, low, high, now)
             elif slab.left == high - low:
                 self.size -= slab.size
-                slab.flight.path.confirmed(slab.flight, slab.size)
+                slab.flight.path.confirmed(slab.flight, slab.size, now)
                 slab.payloads = [None] * len(slab.payloads)
                 slab.left = slab.size = 0
             else:
@@ -220,9 +220,9 @@ class Outbox:
                 slab.left -= high - low
                 slab.size -= size
                 self.size -= size
-                slab.flight.path.confirmed(slab.flight, size)
+                slab.flight.path.confirmed(slab.flight, size, now)
 
-    def _drop_some(self, slab: Slab, low: int, high: int) -> None:
+    def _drop_some(self, slab: Slab, low: int, high: int, now: float) -> None:
         """As `_drop`, where some may have been resent."""
         moved = self._moved
         payloads = slab.payloads
@@ -237,12 +237,12 @@ class Outbox:
             if flight is None:
                 own += size
             else:
-                flight.path.confirmed(flight, size)
+                flight.path.confirmed(flight, size, now)
         slab.left -= high - low
         slab.size -= total
         self.size -= total
         if own:
-            slab.flight.path.confirmed(slab.flight, own)
+            slab.flight.path.confirmed(slab.flight, own, now)
 
     def _forget(self) -> None:
         """Slabs from which everything has come, at the front."""

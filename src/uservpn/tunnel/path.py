@@ -145,11 +145,8 @@ class Path:
         """Bytes that may leave now, may be <= 0; for paths with a controller."""
         control = self.controller
         assert control is not None
-        free = control.window - self.inflight
-        if free <= 0:
-            return free
-        ahead = now + BURST_S - self._pace_at
-        return min(free, int(min(ahead, BURST_S + LATE_S) * control.pace)) if ahead > 0 else 0
+        ahead = min(now + BURST_S - self._pace_at, BURST_S + LATE_S)
+        return min(control.window - self.inflight, int(ahead * control.pace))
 
     def pace_deadline(self) -> float | None:
         """When the pacer lets more leave; None: it is not what holds back."""
@@ -232,7 +229,7 @@ class Path:
 
     # --- what became of it -----------------------------------------------------------------------
 
-    def confirmed(self, flight: Flight, size: int) -> None:
+    def confirmed(self, flight: Flight, size: int, now: float) -> None:
         """Bytes of a flight have come."""
         if flight.is_lost:  # it was not lost, only late
             self._round_lost -= size
@@ -241,7 +238,9 @@ class Path:
             self.inflight -= size
         self.delivered += size
         self._acked += size
-        if self._newest is None or flight.sent_at > self._newest.sent_at:
+        if flight.seqs is not None and now - flight.sent_at < self.rtt_min_s:
+            self.heard_at = now  # the first transmission came after all
+        elif self._newest is None or flight.sent_at > self._newest.sent_at:
             self._newest = flight
 
     def report_over(self, held_s: float, now: float) -> None:
@@ -257,10 +256,10 @@ class Path:
         is_round = flight.delivered >= self._round_end
         if flight.sent_at > self._overtaken_at:
             self._overtaken_at = flight.sent_at
-        if (
-            flight.seqs is None or rtt >= self.rtt_min_s
-        ):  # else the first transmission came after all
-            self._measure(max(rtt - held_s, 1e-5))
+        # of what was sent twice nobody knows which one came (Karn and Partridge, 1987)
+        sample_s = max(rtt - held_s, 1e-5) if flight.seqs is None else None
+        if sample_s is not None:
+            self._measure(sample_s)
         rate = self._delivery_rate(flight, now)
         self._round_acked += self._acked
         if is_round:
@@ -276,8 +275,7 @@ class Path:
             return
         control.on_sample(
             Sample(
-                now, self._acked, self._lost, self.inflight, max(rtt - held_s, 1e-5), rate,
-                flight.is_limited, is_round,
+                now, self._acked, self._lost, self.inflight, sample_s, rate, flight.is_limited, is_round
             )
         )  # fmt: skip
         self._acked = self._lost = 0
@@ -360,5 +358,6 @@ class Path:
             self.loss += LOSS_WEIGHT * (lost / (lost + acked) - self.loss)
         if self._reorder_rounds:
             self._reorder_rounds -= 1
-            if self._reorder_rounds == 0:
-                self._reorder = 1
+            if self._reorder_rounds == 0 and self._reorder > 1:
+                self._reorder -= 1
+                self._reorder_rounds = REORDER_ROUNDS

@@ -59,6 +59,7 @@ class Stream:
         "recv_end",
         "recv_limit",
         "recv_offset",
+        "recv_span",
         "recv_window",
         "send_done",
         "send_fin",
@@ -95,6 +96,8 @@ class Stream:
         self.recv_offset = 0
         self.recv_end = 0
         """Offset behind the highest byte that came."""
+        self.recv_span = 0
+        """The most bytes that lay behind a gap since credit was last given: the window holds them too."""
         self.recv_window = window
         self.recv_limit = window
         self.consumed = 0

@@ -176,13 +176,14 @@ class Tunnel:
         if stream.recv_limit - stream.consumed > window >> 1:
             return
         if (
-            now - stream.granted_at < 2.0 * self.rtt_s
+            (now - stream.granted_at < 2.0 * self.rtt_s or stream.recv_span > window >> 2)
             and window < limits.WINDOW_MAX
             and self._window_sum < limits.WINDOW_SUM_MAX
         ):
             stream.recv_window = 2 * window
             self._window_sum += window
         stream.granted_at = now
+        stream.recv_span = 0
         stream.recv_limit = stream.consumed + stream.recv_window
         self._control.append(frames.CREDIT_FRAME.pack(frames.CREDIT, stream.id, stream.recv_limit))
 
@@ -532,7 +533,7 @@ class Tunnel:
                     payload, position
                 )
                 position += frames.HAVE_HEAD.size
-                self.outbox.confirm(below, frames.ranges_of(payload, position, start, count))
+                self.outbox.confirm(below, frames.ranges_of(payload, position, start, count), now)
                 position += frames.RUN.size * count
                 report = held * frames.HELD_UNIT_S, again
             elif kind == frames.WANT:
@@ -644,6 +645,7 @@ class Tunnel:
 
     def _hold(self, stream: Stream, offset: int, chunk: Buffer) -> None:
         """Keeps bytes that came ahead of a gap, or of their OPEN."""
+        stream.recv_span = max(stream.recv_span, stream.recv_end - stream.recv_offset)
         held = stream.held
         if held is None:
             held = stream.held = {}
