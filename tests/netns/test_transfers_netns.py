@@ -1,0 +1,122 @@
+"""A transfer goes on, and every byte is right, whatever happens to the path (R05, R30, R31)."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+
+import pytest
+
+from mesh import wait_until
+from tests.netns.lab import Lab
+from tests.netns.nodes import MIB, Fleet, Transfer
+
+IS_FULL = os.environ.get("USERVPN_NETNS") == "full"
+SIZE = 200 * MIB if IS_FULL else 8 * MIB
+PATH = (
+    {"rate_mbit": 100, "delay_ms": 50, "queue": 1_250_000}
+    if IS_FULL
+    else {"rate_mbit": 40, "delay_ms": 10, "queue": 200_000}
+)
+OUTAGE_S = 5 if IS_FULL else 1.5
+LOSS_S = 10 if IS_FULL else 2
+PLAIN = PATH | {"loss": 0, "black_hole": 0, "mtu": 1500, "tell_mtu": 0}
+
+
+PROTOCOLS = ["tcp", "udp", "tcp,udp"] if IS_FULL else ["tcp,udp"]
+WAYS = ["down", "up"] if IS_FULL else ["down"]
+
+
+@pytest.fixture(scope="module", params=PROTOCOLS)
+def fleet(request, tmp_path_factory):
+    """Server 1, client 7 on an emulated path; they know each other by these protocols."""
+    with Lab() as lab, Fleet(lab, tmp_path_factory.mktemp("fleet")) as made:
+        made.protocols = request.param
+        made.server(made.net.host("server"), 1, tuple(request.param.split(",")))
+        made.client(made.net.host("laptop", **PATH), 7)
+        wait_until(lambda: made.fetches(made.nodes[7], 1000))
+        yield made
+
+
+@pytest.fixture
+def laptop(fleet):
+    node = fleet.nodes[7]
+    node.host.path.set("both", **PLAIN)
+    for host in (node.host, fleet.nodes[1].host):
+        host.ip("route flush cache")  # what the kernel remembers of the path's MTU
+    wait_until(lambda: fleet.fetches(node, 1000))
+    return node
+
+
+def _survives(fleet, what: str, trouble: Callable[[Transfer], None], way: str = "down") -> Transfer:
+    """Trouble comes when a quarter is done."""
+    transfer = Transfer(fleet, fleet.nodes[7], SIZE, is_upload=way == "up", limit_s=280)
+    transfer.wait_for(SIZE // 4)
+    before = time.monotonic()
+    trouble(transfer)
+    lasted = time.monotonic() - before
+    transfer.end(280)
+    print(
+        f"{fleet.protocols}, {what}, {way}: trouble for {lasted:.1f} s, longest stall "
+        f"{transfer.longest_stall_s:.2f} s, {SIZE / MIB:.0f} MiB in {transfer.took_s:.1f} s"
+    )
+    return transfer
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_black_hole(fleet, laptop, way):
+    def trouble(transfer: Transfer) -> None:
+        laptop.host.path.set("both", black_hole=1)
+        time.sleep(OUTAGE_S)
+        laptop.host.path.set("both", black_hole=0)
+
+    _survives(fleet, "black hole", trouble, way)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_heavy_loss_for_a_while(fleet, laptop, way):
+    def trouble(transfer: Transfer) -> None:
+        laptop.host.path.set("both", loss=0.3)
+        time.sleep(LOSS_S)
+        laptop.host.path.set("both", loss=0)
+
+    _survives(fleet, "30 % loss", trouble, way)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_another_address(fleet, laptop, way):
+    _survives(fleet, "address changed", lambda transfer: laptop.host.change_address(), way)
+
+
+@pytest.mark.parametrize(
+    "is_told", [True, False] if IS_FULL else [True], ids=lambda told: f"told={told}"
+)
+def test_a_smaller_mtu(fleet, laptop, is_told):
+    """Silently, nobody can expect it of the kernel's TCP alone."""
+    if is_told or fleet.protocols != "tcp":
+        _survives(
+            fleet,
+            f"MTU 1,280, {'told' if is_told else 'silent'}",
+            lambda transfer: laptop.host.path.set("both", mtu=1280, tell_mtu=is_told),
+        )
+
+
+def test_tcp_connections_are_reset(fleet, laptop):
+    if "tcp" in fleet.protocols:
+        _survives(
+            fleet, "TCP reset", lambda transfer: laptop.host.reset_connections("dport = 7000")
+        )
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_udp_is_blocked_and_unblocked(fleet, laptop, way):
+    def trouble(transfer: Transfer) -> None:
+        for chain in ("INPUT", "OUTPUT"):
+            laptop.host.block("-p", "udp", chain=chain)
+        transfer.wait_for(SIZE // 2)
+        for chain in ("INPUT", "OUTPUT"):
+            laptop.host.unblock("-p", "udp", chain=chain)
+
+    if fleet.protocols == "tcp,udp":
+        _survives(fleet, "UDP blocked", trouble, way)
