@@ -119,3 +119,24 @@ def test_data_goes_with_the_first_messages_of_a_datagram_link(loss):
     else:
         world.run(30)
     assert bytes(server.received[stream.id]) == b"hello"
+
+
+def test_who_is_heard_over_relays_alone_is_asked_directly():
+    """Its way here may be shut: what is sent directly meanwhile would be lost without a word."""
+    contact = Contact((), keepalive_s=600.0, grace_s=60.0, jitter=lambda span: 0.0)
+    for link, protocol in ((1, "tcp"), (2, "udp")):
+        state = contact.link_up(link, protocol, "", False, 0.0, is_lossy=protocol == "udp")
+        contact.proved(state, 0.0)
+    direct = contact.links[:2]
+    relayed = contact.link_up(-1, "relay", "relay:3", False, 0.0, relayed=True)
+    contact.take_plans()
+    contact.heard(direct[0], 5.0)
+    contact.heard(relayed, 5.5)
+    assert not contact.take_plans() and contact.best() in direct  # a share may always go that way
+    contact.heard(relayed, 7.0)
+    assert set(contact.take_plans()) == {Probe(1, False), Probe(2, False)}
+    assert contact.best() is relayed
+    contact.heard(relayed, 7.5)
+    assert not contact.take_plans()
+    contact.heard(direct[1], 7.6)
+    assert contact.best() is direct[1]

@@ -285,6 +285,8 @@ class Contact:
             self._failures = 0
         if self.links[0] is not state:
             self._to_front(state)
+        if state.relayed:
+            self._doubt_direct(now)
 
     def proved(self, state: LinkState, now: float) -> None:
         """A probe was answered over this very link: its peer is where it seems to be."""
@@ -522,6 +524,17 @@ class Contact:
         state.probed = True
         state.retry_s = HURRY_S
         self._plans.append(Probe(state.link, False))
+
+    def _doubt_direct(self, now: float) -> None:
+        """The peer sends over relays: if it was not heard directly of late, its way here may be shut.
+
+        It would know first: it dialled, or its dials fail now, while we only confirm what we hear.
+        """
+        direct = [state for state in self.links if not state.relayed and not state.is_tentative]
+        if all(now >= state.heard_at + RETRY_S for state in direct):
+            for state in direct:
+                if not state.probed:
+                    self._ask(state, now)
 
     def _answered(self, state: LinkState) -> None:
         """The first answer on a link that was dialled: others of its protocol are not needed."""
