@@ -17,9 +17,10 @@ def _server(node: int) -> Record:
     return Record(node, 1000, 0, Role.SERVER | Role.EXIT | Role.RELAY, endpoints=(here,))
 
 
-def _mesh(servers: int = 3, **options) -> World:
+def _mesh(servers: int = 3, payload_max: int | None = None, **options) -> World:
     """Servers, a client 50, and 60: an exit that can only dial out, as behind a NAT."""
     world = World(**options)
+    world.payload_max = payload_max
     for node in range(1, servers + 1):
         world.add(node, {} if node == 1 else HOME, record=_server(node))
     world.add(50, HOME)
@@ -74,6 +75,26 @@ def test_with_the_direct_way_blocked_a_relay_is_left():
         assert _ways(world, 3)[0] in ((1,), (2,))
         assert not any("dead" in text for text in world.members[50].news)
         assert client.peers[3].relayed_bytes > 300_000
+
+
+@pytest.mark.parametrize("is_restarted", [True, False])
+def test_a_direct_way_that_swallows_all_is_left_by_both_ends(is_restarted):
+    """Datagram links end without a word: who dials notices, who only answers must not go on into nothing."""
+    world = _mesh(payload_max=1400)
+    exit = world.members[3]
+    _fetch(world, 3000, exit=3)
+    world.shut.add(frozenset((50, 3)))
+    if is_restarted:
+        nodes = world.members[50].node.directory.dump(world.now)
+        world.members[50].is_up = False  # and nobody is told
+        world.add(50, HOME, boot=2000, nodes=nodes)
+        exit.received.clear()
+    stream = _fetch(world, 3000, exit=3, seconds=3 if is_restarted else 7)
+    back = exit.offered[-1][0]
+    exit.send(back, b"answer" * 1000, finish=True)
+    world.settle(exit)
+    world.run(2)
+    assert bytes(world.members[50].received[stream.id]) == b"answer" * 1000
 
 
 def test_two_relays_where_one_does_not_reach():

@@ -143,6 +143,8 @@ class World:
         self.refusing: set[int] = set()
         self.unreachable: set[int] = set()
         self.black_hole = False
+        self.shut: set[frozenset[int]] = set()
+        """Pairs between which all is lost, though links stand."""
         self.payload_max: int | None = None
         """Links are datagram links from now on, and lose larger sealed payloads without a word."""
         self.limit = 1500 - 76
@@ -237,6 +239,8 @@ class World:
             return
         pair = self.links.get(link)
         ends = (pair[0].id, pair[1].id) if pair else (0, 0)
+        if self.shut and frozenset(ends) in self.shut:
+            return
         delay = self.delays.get(ends, self.delay)
         copies = 2 if self.rng.random() < self.dup else 1
         for _ in range(copies):

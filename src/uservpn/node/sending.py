@@ -100,12 +100,23 @@ class Sender:
         best: LinkState = peer.contact.links[0]
         if best.probed:
             best = peer.contact.best()
+        if best.link != peer.sent_over:
+            self._leave(peer, now)
+            peer.sent_over = best.link
         peer.tunnel.paced = None
         self._take_path(peer, best, room, out, stamp, wall_ms, now)
         for state in peer.contact.links:
             path = self._table.links[state.link].path
             if path is not None and path.is_probe_due and state is not best:
                 self._take_path(peer, state, lambda link: 0, out, stamp, wall_ms, now)
+
+    def _leave(self, peer: Peer, now: float) -> None:
+        """Messages take another link: if the one before is silent, what is on it has to be asked for."""
+        before = self._table.links.get(peer.sent_over)
+        if before is None or before.peer is not peer or before.state is None:
+            return
+        if before.path is not None and (before.state.probed or before.state.is_tentative):
+            peer.tunnel.path_left(before.path, now)
 
     def _take_path(
         self,

@@ -96,6 +96,8 @@ class Peer:
         """Not before then is a relayed way tried to be replaced by one through NATs (node/reach.py)."""
         self.meet_failures = 0
         self.met_at = -60.0
+        self.sent_over = LinkId(0)
+        """The link that carried the last messages of the tunnel."""
         self.is_onward = False
         """Messages of others wait to be passed on to it."""
         self.relayed_bytes = 0
