@@ -56,7 +56,7 @@ def test_all_five_know_all_five_and_the_one_behind_nat_is_an_exit(fleet):
     _assert_routes_are_short(fleet)
 
 
-@pytest.mark.parametrize("number", [AWAY, HOME], ids=["own address", "address of its NAT router"])
+@pytest.mark.parametrize("number", [AWAY, HOME] if IS_FULL else [HOME])
 def test_a_download_goes_on_when_the_address_changes(fleet, number):
     node = fleet.nodes[number]
     wait_until(lambda: fleet.fetches(node, 1000, exit=2))
@@ -76,12 +76,13 @@ def test_with_the_direct_path_blocked_a_relay_carries_and_when_it_dies_the_other
     assert away.row(3)["route"] in ([1, 3], [2, 3])
     transfer = Transfer(fleet, away, SIZE, exit=3)
     transfer.wait_for(SIZE // 4)
-    away.host.change_address()
+    if IS_FULL:
+        away.host.change_address()
     transfer.wait_for(SIZE // 2)
     relay = away.row(3)["route"][0]
     fleet.nodes[relay].kill()
     transfer.end(LIMIT_S)
-    _say("direct path blocked, address changed, then the relay killed", transfer)
+    _say("direct path blocked, address changed, the relay killed", transfer)
     assert away.row(3)["route"] == [3 - relay, 3]
     _assert_routes_are_short(fleet)
     fleet.nodes[relay].restart()
