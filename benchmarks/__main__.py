@@ -1,6 +1,7 @@
 """`python -m benchmarks [--quick] [--only NAME]`: uservpn beside shadowsocks-libev, on loopback.
 
-`python -m benchmarks lossy` is another program: paths that lose packets (lossy.py).
+`python -m benchmarks lossy` is another program: paths that lose packets (lossy.py); so is `python -m
+benchmarks rules`: loading and asking 100,000 rules (rules.py).
 
 Every measurement starts its system anew, and the systems take turns (A B A B), so that neither
 what ran before nor a drift of the machine favours one of them. The load (load.c) shares the
@@ -26,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks import far, lossy, relay
+from benchmarks import far, lossy, relay, rules
 from benchmarks.processes import (
     START_LIMIT,
     BenchmarkError,
@@ -312,6 +313,8 @@ def shown(value: float) -> str:
 def main() -> int:
     if sys.argv[1:2] == ["lossy"]:
         return lossy.main(sys.argv[2:])
+    if sys.argv[1:2] == ["rules"]:
+        return rules.main()
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
     parser.add_argument("--quick", action="store_true", help="one round, smaller sizes")
     parser.add_argument("--only", choices=[*BENCHMARKS, *OURS], help="only this benchmark")

@@ -1,30 +1,32 @@
 """Finds, among many conditions on a host, those that hold: in microseconds, however many there are.
 
-Each condition has an order number, and a look-up gives the numbers of all that hold, or of each kind at
-least the lowest (`first_only`). Per kind:
+Each condition has an order number. An even one is final: of conditions with the same name or network
+those behind the first final one are not kept, since nobody will ask for them. Per kind:
 
 - *names* (exact, suffix, `.suffix`, `*.suffix`): a CompactMap, asked once for each label of the host.
-- *parts* (keyword, wildcard): a part of the text that must occur, found by one of its three-letter pieces,
-  the one that the fewest others have; so a host costs a dict look-up for each of its letters, and a
-  comparison for each part whose piece it has.
+- *parts* (keyword, wildcard, most regular expressions): a text that must occur in the host, found by one
+  of its three-letter pieces, the one that the fewest others have; so a host costs a dict look-up for each
+  of its letters, and a comparison for each part whose piece it has.
 - *networks*: disjoint ranges, sorted, each with the numbers of the networks that cover it; one bisection.
-- *patterns* (regular expressions, on the host or on `scheme://host/`): one automaton (`patterns`).
+- *patterns* (the other regular expressions): one automaton on the host and one on `scheme://host/`.
 """
 
 from __future__ import annotations
 
 import enum
+import re
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from uservpn.chooser.hosts import number_of
-from uservpn.chooser.patterns import Automaton, Pattern
+from uservpn.chooser.patterns import TOTAL_MAX, Automaton, Pattern
 from uservpn.kit.compact import CompactMap, CompactMapBuilder
 
 HTTPS_PORT: Final = 443
 _PIECE: Final = 3
+_Piece = tuple[str, ...]
 
 
 class Kind(enum.Enum):
@@ -76,7 +78,7 @@ class HostIndex:
         self,
         names: CompactMap,
         forms: _Forms,
-        parts: _Parts,
+        parts: _Parts | None,
         networks: dict[int, _Networks],
         patterns: tuple[Automaton | None, Automaton | None],
     ) -> None:
@@ -95,18 +97,16 @@ class HostIndex:
 
     def orders(self, host: str, port: int) -> list[int]:
         """Order numbers of what holds for a host in normal form, in no order, some perhaps twice."""
-        found: list[int] = []
-        if self._has_names:
-            found = self._names.find(_keys(host, self._forms))
-        if self._parts:
-            found += self._parts.orders(host)
+        found = self._names.find(_keys(host, self._forms)) if self._has_names else []
+        if self._parts is not None:
+            found += self._parts.orders(host, port)
         if self._networks:
             number = number_of(host)
             if number is not None and number.bits in self._networks:
                 found += [code >> 8 for code in self._networks[number.bits].find(number.value)]
-        if self._patterns:
+        if self._patterns is not None:
             found += self._patterns.find(host)
-        if self._urls:
+        if self._urls is not None:
             found += self._urls.find(_url(host, port))
         return found
 
@@ -119,7 +119,7 @@ class HostIndex:
         for key in _keys(host, self._forms):
             if order in self._names.find((key,)):
                 return _name_text(key)
-        for part in self._parts.found(host):
+        for part in self._parts.found(host, port) if self._parts is not None else ():
             if part.order == order:
                 return f"{part.kind.value} {part.text}"
         number = number_of(host)
@@ -138,14 +138,13 @@ class HostIndex:
 class HostIndexBuilder:
     """Collects conditions of every kind on hosts."""
 
-    def __init__(self, *, first_only: bool) -> None:
-        """`first_only`: of conditions with one name or network only the lowest order counts."""
-        self._names = CompactMapBuilder(first_only=first_only)
+    def __init__(self) -> None:
+        self._names = CompactMapBuilder()
         self._forms: set[Kind] = set()
         self._parts: list[_Part] = []
         self._networks: dict[int, list[tuple[Network, int]]] = {}
         self._patterns: dict[Kind, list[tuple[Pattern, int]]] = {Kind.REGEX: [], Kind.URL: []}
-        self._first_only = first_only
+        self._state_count = 0
 
     def add_name(self, kind: Kind, name: str, order: int) -> None:
         """EXACT, SUFFIX, BELOW or ONE_LABEL; `name` in normal form, of BELOW and ONE_LABEL the domain."""
@@ -154,26 +153,32 @@ class HostIndexBuilder:
 
     def add_part(self, kind: Kind, text: str, order: int) -> None:
         """KEYWORD, WILDCARD or LABELS, in small letters; needs at least one letter to look for."""
-        self._parts.append(_Part(kind, text, order))
+        literal = text if kind is Kind.KEYWORD else max(_STARS.split(text), key=len)
+        self._parts.append(_Part(kind, text, order, literal))
 
     def add_network(self, network: Network, order: int) -> None:
         """CIDR."""
         self._networks.setdefault(network.bits, []).append((network, order))
 
     def add_pattern(self, kind: Kind, pattern: Pattern, order: int) -> None:
-        """REGEX or URL."""
-        self._patterns[kind].append((pattern, order))
+        """REGEX or URL. Raises ValueError when they are too many."""
+        self._state_count += pattern.state_count
+        if self._state_count > TOTAL_MAX:
+            raise ValueError(f"patterns that together need more than {TOTAL_MAX} states")
+        literal = _literal_of(pattern, kind)
+        if literal:
+            automaton = Automaton([(pattern, order)])
+            self._parts.append(_Part(kind, pattern.text, order, literal, automaton))
+        else:
+            self._patterns[kind].append((pattern, order))
 
     def build(self) -> HostIndex:
-        """The index. Raises ValueError when the patterns are too many."""
+        """The index."""
         return HostIndex(
             self._names.build(),
             _Forms(*(kind in self._forms for kind in _MARKS)),
-            _Parts(self._parts),
-            {
-                bits: _Networks(networks, self._first_only)
-                for bits, networks in self._networks.items()
-            },
+            _Parts(self._parts) if self._parts else None,
+            {bits: _Networks(networks) for bits, networks in self._networks.items()},
             (_automaton(self._patterns[Kind.REGEX]), _automaton(self._patterns[Kind.URL])),
         )
 
@@ -217,12 +222,23 @@ def _name_text(key: str) -> str:
 # --- parts ------------------------------------------------------------------------------------
 
 
+_STARS: Final = re.compile(r"[*?]")
+_NOT_OF_A_HOST: Final = re.compile(r"[/:\[\]]")
+
+
 class _Part(NamedTuple):
     kind: Kind
     text: str
     order: int
+    literal: str
+    """In every host for which this holds; not empty."""
+    automaton: Automaton | None = None
+    """Of a regular expression."""
 
-    def holds(self, host: str) -> bool:
+    def holds(self, host: str, port: int) -> bool:
+        if self.automaton is not None:
+            text = host if self.kind is Kind.REGEX else _url(host, port)
+            return bool(self.automaton.find(text))
         if self.kind is Kind.KEYWORD:
             return self.text in host
         if self.kind is Kind.WILDCARD:
@@ -232,43 +248,64 @@ class _Part(NamedTuple):
             wish in ("*", label) for label, wish in zip(labels, wanted, strict=True)
         )
 
-    def pieces(self) -> list[str]:
-        """Every text of up to three letters that must occur in a host for which this holds."""
-        runs = (
-            self.text.replace("?", "*").split("*") if self.kind is not Kind.KEYWORD else [self.text]
-        )
-        longest = max(runs, key=len)
-        size = min(_PIECE, len(longest))
-        return [longest[at : at + size] for at in range(len(longest) - size + 1)]
+    def pieces(self) -> Iterable[_Piece]:
+        """Up to three letters in a row, which all occur in every host for which this holds."""
+        return _pieces(self.literal, min(_PIECE, len(self.literal)))
+
+
+def _literal_of(pattern: Pattern, kind: Kind) -> str:
+    """The longest text that a host must have for a pattern to be found; empty: none worth looking for.
+
+    A text of three letters and more without "/" and ":" that is found in `https://host/` is in the host,
+    unless it is in `https`.
+    """
+    literals = pattern.literals
+    if kind is Kind.URL:
+        literals = [part for text in literals for part in _NOT_OF_A_HOST.split(text)]
+        literals = [text for text in literals if text not in "https"]
+    longest = max(literals, key=len, default="")
+    return longest if len(longest) >= _PIECE else ""
 
 
 class _Parts:
     """Parts by one of their pieces each."""
 
+    __slots__ = ("_by_piece", "_pieces", "_sizes")
+
     def __init__(self, parts: Iterable[_Part]) -> None:
-        self._by_piece: dict[str, list[_Part]] = {}
+        self._by_piece: dict[_Piece, list[_Part]] = {}
         for part in parts:
             piece = min(part.pieces(), key=lambda piece: len(self._by_piece.get(piece, ())))
             self._by_piece.setdefault(piece, []).append(part)
+        self._pieces = frozenset(self._by_piece)
         self._sizes = sorted({len(piece) for piece in self._by_piece})
-
-    def __bool__(self) -> bool:
-        return bool(self._by_piece)
 
     @property
     def size(self) -> int:
-        return sum(200 + 180 * len(parts) for parts in self._by_piece.values())
+        automata = (p.automaton for parts in self._by_piece.values() for p in parts)
+        patterns = sum(automaton.size for automaton in automata if automaton is not None)
+        return patterns + sum(200 + 200 * len(parts) for parts in self._by_piece.values())
 
-    def orders(self, host: str) -> list[int]:
-        return [part.order for part in self.found(host)]
+    def orders(self, host: str, port: int) -> list[int]:
+        return [part.order for part in self.found(host, port)]
 
-    def found(self, host: str) -> list[_Part]:
+    def found(self, host: str, port: int) -> list[_Part]:
         found: list[_Part] = []
         for size in self._sizes:
-            pieces = {host[at : at + size] for at in range(len(host) - size + 1)}
-            for piece in pieces & self._by_piece.keys():
-                found += [part for part in self._by_piece[piece] if part.holds(host)]
+            for piece in self._pieces.intersection(_pieces(host, size)):
+                found += [
+                    part
+                    for part in self._by_piece[piece]
+                    if part.literal in host and part.holds(host, port)
+                ]
         return found
+
+
+def _pieces(text: str, size: int) -> Iterable[_Piece]:
+    """Every piece of `text`: tuples, since `zip` makes them three times as fast as slices are cut."""
+    if size == _PIECE:
+        return zip(text, text[1:], text[2:], strict=False)
+    return zip(*(text[at:] for at in range(size)), strict=False)
 
 
 def wildcard_holds(pattern: str, text: str) -> bool:
@@ -307,11 +344,11 @@ class _Networks:
 
     __slots__ = ("_answers", "_several", "_starts")
 
-    def __init__(self, networks: Sequence[tuple[Network, int]], first_only: bool) -> None:
+    def __init__(self, networks: Sequence[tuple[Network, int]]) -> None:
         starts: list[int] = []
         self._answers = array("Q")
         self._several: list[tuple[int, ...]] = []
-        for start, codes in _ranges(networks, first_only):
+        for start, codes in _ranges(networks):
             starts.append(start)
             if len(codes) > 1:
                 self._answers.append(_SEVERAL | len(self._several))
@@ -328,7 +365,7 @@ class _Networks:
         return len(self._starts) * (width + 8) + several
 
     def find(self, value: int) -> tuple[int, ...]:
-        """The codes of the networks around an address; with `first_only` the lowest one alone."""
+        """The codes of the networks around an address, ascending, up to the first final one."""
         at = bisect_right(self._starts, value) - 1
         answer = self._answers[at] if at >= 0 else _NOTHING
         if answer & _SEVERAL:
@@ -336,9 +373,7 @@ class _Networks:
         return () if answer == _NOTHING else (answer,)
 
 
-def _ranges(
-    networks: Sequence[tuple[Network, int]], first_only: bool
-) -> Iterator[tuple[int, tuple[int, ...]]]:
+def _ranges(networks: Sequence[tuple[Network, int]]) -> Iterator[tuple[int, tuple[int, ...]]]:
     """Where the answer changes, and what it is from there on. Networks nest or do not touch.
 
     One place may come several times; the last time counts.
@@ -351,13 +386,19 @@ def _ranges(
         while around[-1][0] <= network.value:
             end, _ = around.pop()
             yield end, around[-1][1]
-        codes = tuple(sorted({*around[-1][1], *codes_of[network]}))
-        codes = codes[:1] if first_only else codes
+        codes = _up_to_final(sorted({*around[-1][1], *codes_of[network]}))
         around.append((network.value + (1 << (network.bits - network.prefix)), codes))
         yield network.value, codes
     while len(around) > 1:
         end, _ = around.pop()
         yield end, around[-1][1]
+
+
+def _up_to_final(codes: Sequence[int]) -> tuple[int, ...]:
+    for place, code in enumerate(codes):
+        if not code >> 8 & 1:
+            return tuple(codes[: place + 1])
+    return tuple(codes)
 
 
 def _automaton(patterns: Sequence[tuple[Pattern, int]]) -> Automaton | None:

@@ -71,7 +71,7 @@ _ANY: Final = Chars(frozenset("\n"), True)
 class Pattern:
     """One regular expression, read and within the limits."""
 
-    __slots__ = ("part", "state_count", "text")
+    __slots__ = ("literals", "part", "state_count", "text")
 
     def __init__(self, text: str) -> None:
         """Raises ValueError with a sentence; Unsupported for what is beyond an automaton."""
@@ -79,6 +79,8 @@ class Pattern:
             raise ValueError(f"a pattern of {len(text)} characters")
         self.text = text
         self.part = _Reader(text).read()
+        self.literals = _literals(self.part)
+        """Texts each of which is in whatever the pattern finds."""
         self.state_count = _count(self.part) + 1
         if self.state_count > STATES_MAX:
             raise ValueError(f"a pattern that needs more than {STATES_MAX} states")
@@ -237,6 +239,24 @@ def _range(low: frozenset[str], high: frozenset[str]) -> set[str]:
     if end < start or end - start > 0xFFFF:
         raise ValueError(f"the range {chr(start)}-{chr(end)}")
     return {chr(code) for code in range(start, end + 1)}
+
+
+def _literals(part: _Part) -> list[str]:
+    """The runs of single characters that no way through the part goes around."""
+    runs = [""]
+    todo = [part]
+    while todo:
+        item = todo.pop()
+        if isinstance(item, _Sequence):
+            todo += reversed(item.parts)
+        elif isinstance(item, Chars) and len(item.members) == 1 and not item.is_negated:
+            runs[-1] += min(item.members)
+        elif isinstance(item, _Repeat) and item.least > 0:
+            runs.append("")
+            todo += ["$", item.what]  # then an end: what follows may follow a second time round
+        else:
+            runs.append("")
+    return [run for run in runs if run]
 
 
 def _count(part: _Part) -> int:

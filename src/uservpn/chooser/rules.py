@@ -2,14 +2,13 @@
 
 A rule is one or more conditions, all of which must hold, and a target. A condition has one or more
 alternatives, one of which must hold: `suffix = ["a.example", "b.example"]`, or the lines of a file. Every
-alternative gets an order number, rule by rule and line by line, so that the first rule is the one with
-the lowest number. Three parts are asked, and the lowest number of all wins:
+alternative of a rule's first condition gets an order number, rule by rule and line by line, so that the
+first rule is the one with the lowest number. Two parts are asked, and the lowest number of both wins:
 
-- *plain*: rules with one condition on the host; an index that keeps the lowest number of each name.
-- *guarded*: rules with a further condition or with exceptions; an index that keeps every number, and a
-  guard for each rule, tried in ascending order.
-- *open*: rules without a condition on the host (port, country, all); their answer is kept per port and
-  country.
+- the *index* (`index`) of alternatives on the host. Numbers of a rule with a further condition or with
+  exceptions are odd: such a rule has a *guard*, which is asked when one of its alternatives was found.
+- the *open* alternatives, which say nothing about the host (port, country, all); what they come to is
+  kept per port and country.
 
 The country of a site is known only to exits, since a client resolves no names. A look-up without it says
 whether it could matter (`Verdict.needs_country`), and what holds if the site is in none of the countries
@@ -77,23 +76,13 @@ class RuleSource(NamedTuple):
 class RuleSet:
     """Compiled rules; immutable. Two are equal when their sources were."""
 
-    __slots__ = (
-        "_bases",
-        "_digest",
-        "_guarded",
-        "_guards",
-        "_open",
-        "_open_cache",
-        "_plain",
-        "_sources",
-    )
+    __slots__ = ("_bases", "_digest", "_guards", "_index", "_open", "_open_cache", "_sources")
 
     def __init__(
         self,
         sources: Sequence[RuleSource],
         bases: Sequence[int],
-        plain: HostIndex,
-        guarded: HostIndex,
+        index: HostIndex,
         open_alternatives: Sequence[_Open],
         guards: dict[int, _Guard],
         digest: bytes,
@@ -101,8 +90,7 @@ class RuleSet:
         """Use a RuleSetBuilder."""
         self._sources = tuple(sources)
         self._bases = array("I", bases)
-        self._plain = plain
-        self._guarded = guarded
+        self._index = index
         self._open = tuple(open_alternatives)
         self._guards = guards
         self._digest = digest
@@ -128,7 +116,7 @@ class RuleSet:
         """Bytes of memory, roughly: of what grows with the number of alternatives."""
         guards = sum(guard.size for guard in self._guards.values())
         rules = 120 * len(self._sources) + 200 * len(self._open)
-        return self._plain.size + self._guarded.size + guards + rules
+        return self._index.size + guards + rules
 
     def match(self, host: str, port: int, country: str | None = None) -> Verdict:
         """The first rule that holds for a connection to `host`:`port`.
@@ -137,51 +125,66 @@ class RuleSet:
         None when nobody was asked.
         """
         host = normal_host(host)
-        best = min(self._plain.orders(host, port), default=_NONE)
-        undecided = _NONE
-        if self._guards:
-            for order in sorted(self._guarded.orders(host, port)):
-                if order >= best:
-                    break
-                state = self._guards[self._rule_of(order)].holds(host, port, country)
-                if state:
-                    best = order
-                elif state is None and undecided == _NONE:
-                    undecided = order
+        orders = self._index.orders(host, port)
+        best = undecided = _NONE
+        if not self._guards:
+            best = min(orders, default=_NONE)
+        elif orders:
+            best, undecided = self._first(sorted(orders), host, port, country)
         if self._open:
-            for order, certain in self._open_orders(port, country):
-                if order >= best:
-                    break
-                state = certain
-                if state is not False and self._guards:
-                    guard = self._guards.get(self._rule_of(order))
-                    state = _both(state, guard.holds(host, port, country) if guard else True)
-                if state:
-                    best = order
-                elif state is None:
-                    undecided = min(undecided, order)
+            best, maybe = self._first_open(best, host, port, country)
+            undecided = min(undecided, maybe)
         if best == _NONE:
             return _MAYBE if undecided < best else _NO_MATCH
         rule = self._rule_of(best)
         match = Match(self._sources[rule].target, rule, best, host, port, self)
-        return Verdict(match, undecided < self._bases[rule])
+        return Verdict(match, undecided >> 1 < self._bases[rule])
 
     def describe(self, match: Match) -> str:
         """The rule and the condition that held, in words."""
         source = self._sources[match.rule]
         what = self._condition_text(match)
         if source.file:
-            what += f" in {source.file}:{match.order - self._bases[match.rule]}"
+            what += f" in {source.file}:{(match.order >> 1) - self._bases[match.rule]}"
         return f"rule {match.rule + 1}: {what} -> {source.target} (chooser.rules[{match.rule}])"
 
+    def _first(
+        self, orders: Sequence[int], host: str, port: int, country: str | None
+    ) -> tuple[int, int]:
+        """The first of these that holds, and the first before it that depends on the country."""
+        undecided = _NONE
+        for order in orders:
+            if not order & 1:
+                return order, undecided
+            state = self._guards[self._rule_of(order)].holds(host, port, country)
+            if state:
+                return order, undecided
+            if state is None:
+                undecided = min(undecided, order)
+        return _NONE, undecided
+
+    def _first_open(self, best: int, host: str, port: int, country: str | None) -> tuple[int, int]:
+        """The same for the open alternatives before `best`; `best` itself if none of them holds."""
+        undecided = _NONE
+        for order, certain in self._open_orders(port, country):
+            if order >= best:
+                break
+            state = certain
+            if order & 1:
+                guard = self._guards[self._rule_of(order)]
+                state = _both(certain, guard.holds(host, port, country))
+            if state:
+                return order, undecided
+            if state is None:
+                undecided = min(undecided, order)
+        return best, undecided
+
     def _condition_text(self, match: Match) -> str:
-        for index in (self._plain, self._guarded):
-            if match.order in index.orders(match.host, match.port):
-                return index.explain(match.order, match.host, match.port)
-        return next(item.text for item in self._open if item.order == match.order)
+        text = self._index.explain(match.order, match.host, match.port)
+        return text or next(item.text for item in self._open if item.order == match.order)
 
     def _rule_of(self, order: int) -> int:
-        return bisect_right(self._bases, order) - 1
+        return bisect_right(self._bases, order >> 1) - 1
 
     def _open_orders(self, port: int, country: str | None) -> tuple[tuple[int, bool | None], ...]:
         """The open alternatives that hold, or may, in ascending order up to the first certain one."""
@@ -192,7 +195,7 @@ class RuleSet:
                 state = item.alternatives.holds("", port, country)
                 if state is not False:
                     orders.append((item.order, state))
-                if state and self._rule_of(item.order) not in self._guards:
+                if state and not item.order & 1:
                     break
             if len(self._open_cache) >= OPEN_CACHE_MAX:
                 self._open_cache.clear()
@@ -274,8 +277,7 @@ class RuleSetBuilder:
     """Two capital letters; needed where a rule says "own"."""
     _sources: list[RuleSource] = field(default_factory=list)
     _bases: list[int] = field(default_factory=list)
-    _plain: HostIndexBuilder = field(default_factory=lambda: HostIndexBuilder(first_only=True))
-    _guarded: HostIndexBuilder = field(default_factory=lambda: HostIndexBuilder(first_only=False))
+    _index: HostIndexBuilder = field(default_factory=HostIndexBuilder)
     _open: list[_Open] = field(default_factory=list)
     _guards: dict[int, _Guard] = field(default_factory=dict)
     _next: int = 0
@@ -307,7 +309,6 @@ class RuleSetBuilder:
         if self._next > ORDERS_MAX:
             raise ValueError(f"more than {ORDERS_MAX} conditions in all rules")
         is_guarded = bool(others) or has_exceptions
-        index = self._guarded if is_guarded else self._plain
         exceptions: list[Condition] = []
         count = 0
         for place, condition in enumerate(listed):
@@ -315,9 +316,9 @@ class RuleSetBuilder:
             if condition.is_exception:
                 exceptions.append(condition)
                 continue
-            order = base + (condition.line or place)
+            order = base + (condition.line or place) << 1 | is_guarded
             if condition.kind in _ON_HOST:
-                _add_host(index, condition, order)
+                _add_host(self._index, condition, order)
             else:
                 self._open.append(_Open(order, self._alternatives([condition]), _text(condition)))
         if is_guarded:
@@ -329,15 +330,11 @@ class RuleSetBuilder:
         self._bases.append(base)
 
     def build(self, digest: bytes) -> RuleSet:
-        """The rules; `digest` tells whether two sets have one source.
-
-        Raises ValueError where the regular expressions of all rules are too many.
-        """
+        """The rules; `digest` tells whether two sets have one source."""
         return RuleSet(
             self._sources,
             self._bases,
-            self._plain.build(),
-            self._guarded.build(),
+            self._index.build(),
             sorted(self._open, key=lambda item: item.order),
             self._guards,
             digest,
@@ -359,7 +356,7 @@ def _index_of(conditions: Sequence[Condition]) -> HostIndex | None:
     """Whether any of them holds; None: there are none."""
     if not conditions:
         return None
-    index = HostIndexBuilder(first_only=True)
+    index = HostIndexBuilder()
     for condition in conditions:
         _add_host(index, condition, 0)
     return index.build()

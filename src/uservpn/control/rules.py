@@ -107,12 +107,7 @@ class RulesReader:
                 all_at = index + 1
         if self._problems.sentences or not self._raw.rules:
             return None
-        try:
-            return builder.build(self._digest.digest())
-        except ValueError as error:
-            allowed = "fewer regular expressions, or shorter ones"
-            self._problems.add(("chooser", "rules"), str(error), allowed)
-            return None
+        return builder.build(self._digest.digest())
 
     # --- parts of a rule ------------------------------------------------------------------------
 
@@ -143,7 +138,7 @@ class RulesReader:
         try:
             self._add(builder, place, raw, target, conditions, listed)
         except ValueError as error:
-            self._problems.add(place, str(error), "fewer rules, or smaller lists")
+            self._problems.add(place, str(error), "fewer rules and patterns, or smaller lists")
 
     def _add(
         self,
