@@ -339,6 +339,39 @@ class Node:
         if boot and boot != session.peer_boot and entry is not None and entry.peer is peer:
             self.table.probe(peer, link, now)  # what was measured and asked was the old one
 
+    def receive_batch(
+        self, link: LinkId, messages: Sequence[tuple[Header, Buffer]], now: float
+    ) -> None:
+        """As `receive` for each, at less cost: what the first message of a peer told need not be told again.
+
+        That is whose link it is, that it was heard, and how long its stamps were under way.
+        """
+        entry: LinkEntry | None = None
+        peer: Peer | None = None
+        for header, body in messages:
+            if (
+                peer is not None
+                and entry is not None
+                and header.origin == peer.id
+                and header.boot == peer.session.peer_boot
+                and header.kind <= Kind.SINK
+                and header.destination == self.options.node
+                and header.flags & FLAG_BOUND
+                and not header.hop1
+            ):
+                payload = peer.session.open_bound(header, body)
+                if payload is not None:
+                    self._act_tunnel(peer, link, header.kind, payload, entry.is_lossy, now)
+                else:
+                    self._admission.open(peer, link, header, body, now)
+                continue
+            self.receive(link, header, body, now)
+            entry = self.links.get(link)
+            was_heard = (
+                entry is not None and entry.state is not None and entry.state.heard_at == now
+            )
+            peer = entry.peer if entry is not None and was_heard else None
+
     # --- time ------------------------------------------------------------------------------------
 
     def on_deadline(self, now: float) -> None:
@@ -522,8 +555,14 @@ class Node:
         if header.kind not in (Kind.DATA, Kind.SINK):
             self._act_single(peer, link, entry, header, payload, now)
             return
+        self._act_tunnel(peer, link, header.kind, payload, entry.is_lossy, now)
+
+    def _act_tunnel(
+        self, peer: Peer, link: LinkId, kind: int, payload: bytes, is_lossy: bool, now: float
+    ) -> None:
+        """A tunnel's message; whoever breaks its protocol loses streams and link."""
         try:
-            peer.tunnel.receive(header.kind, payload, now, entry.is_lossy)
+            peer.tunnel.receive(kind, payload, now, is_lossy)
         except PeerFault as fault:
             self.counters.peer_faults += 1
             self._end_streams(peer, f"node {peer.id} broke the protocol: {fault}")
