@@ -8,8 +8,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from uservpn.chooser import patterns
-from uservpn.chooser.patterns import Automaton, Pattern, Unsupported
+from uservpn.chooser import automata, patterns
+from uservpn.chooser.automata import Automaton
+from uservpn.chooser.patterns import Pattern, Unsupported
 
 ATOMS = st.sampled_from(
     [
@@ -65,6 +66,30 @@ def test_found_is_what_re_finds(sources: list[str], texts: list[str]) -> None:
         }
         assert automaton.find(text) == meant, text
         assert automaton.find(text) == meant, text
+
+
+@given(PATTERNS, st.lists(TEXTS, min_size=1, max_size=8))
+@example("a(bc)+d", ["abcbcd"])
+@example("(ab|cd)ef?g{2}h{1,2}", ["abegghh"])
+def test_its_literals_are_in_whatever_it_finds(source: str, texts: list[str]) -> None:
+    literals = Pattern(source).literals
+    for text in texts:
+        if re.search(source, text, re.ASCII | re.IGNORECASE):
+            assert all(literal in text.lower() for literal in literals)
+
+
+@pytest.mark.parametrize(
+    ("source", "literals"),
+    [
+        (r"^ads?[0-9]*\.example\.", ["ad", ".example."]),
+        ("a(bc)+d", ["a", "bc", "d"]),
+        ("a(?:bc)d|e", []),
+        ("(abc)(d(e)f)[xy]g", ["abcdef", "g"]),
+        ("ab*c{2}d?", ["a", "c"]),
+    ],
+)
+def test_the_literals_of_a_pattern(source: str, literals: list[str]) -> None:
+    assert Pattern(source).literals == literals
 
 
 @given(st.text(alphabet="ab()[]{}|*+?^$\\.-,1dwPQ:<>", max_size=20))
@@ -151,13 +176,13 @@ def test_malformed_or_too_big(source: str) -> None:
 
 
 def test_all_of_them_together_are_bounded() -> None:
-    many = [(Pattern("a{250}"), at) for at in range(2 * patterns.TOTAL_MAX // 750)]
+    many = [(Pattern("a{250}"), at) for at in range(2 * automata.TOTAL_MAX // 750)]
     with pytest.raises(ValueError, match="together"):
         Automaton(many)
 
 
 def test_what_is_built_while_matching_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patterns, "_CACHE_MAX", 500)
+    monkeypatch.setattr(automata, "_CACHE_MAX", 500)
     sources = [r"(a|b)*a(a|b){6}$", "ab.*ba", "^b+a"]
     automaton = Automaton((Pattern(source), at) for at, source in enumerate(sources))
     for number in range(1 << 11):

@@ -165,7 +165,7 @@ def build(written: list[tuple[list[list[Condition]], list[Condition] | None]]) -
     return builder.build(b"")
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(
     st.lists(RULES, max_size=8),
     st.lists(st.tuples(HOSTS, PORTS, COUNTRIES), min_size=1, max_size=8),
@@ -188,6 +188,37 @@ def test_the_first_rule_that_holds(
 @given(st.text("ab*?.", max_size=8), st.text("ab.", max_size=10))
 def test_wildcards_are_those_of_a_shell(pattern: str, text: str) -> None:
     assert wildcard_holds(pattern, text) == fnmatch.fnmatchcase(text, pattern)
+
+
+URL_PATTERNS = st.sampled_from(
+    [
+        r"^https?:\/\/([^\/]+\.)*abc\.(com|ab)\/",
+        "www.*ab",
+        "//ab",
+        "http",
+        "tps://",
+        r"b\.com/$",
+        "://",
+        "abc+c",
+        "[0-9]+db8::",
+        r"\[2001",
+        "ttp",
+        "(com/|ab/)$",
+        "abab",
+    ]
+)
+
+
+@given(st.lists(URL_PATTERNS, min_size=1, max_size=4), HOSTS | st.just("www.abc.com"), PORTS)
+def test_patterns_on_urls_are_found_wherever_their_letters_stand(
+    sources: list[str], host: str, port: int
+) -> None:
+    some = ruleset(*([rule("url regex", source)] for source in sources))
+    match = some.match(host, port).match
+    shown = f"[{host}]" if ":" in host else host
+    url = f"{'https' if port == 443 else 'http'}://{shown}/"
+    meant = [number for number, source in enumerate(sources) if re.search(source, url)]
+    assert (None if match is None else match.rule) == (meant[0] if meant else None)
 
 
 # --- said in words ------------------------------------------------------------------------------

@@ -20,8 +20,9 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
+from uservpn.chooser.automata import TOTAL_MAX, Automaton
 from uservpn.chooser.hosts import number_of
-from uservpn.chooser.patterns import TOTAL_MAX, Automaton, Pattern
+from uservpn.chooser.patterns import Pattern
 from uservpn.kit.compact import CompactMap, CompactMapBuilder
 
 HTTPS_PORT: Final = 443

@@ -1,34 +1,23 @@
-r"""Regular expressions that cannot stall anything: all of them at once, in time linear in the text.
-
-Python's `re` tries one way after another, and `(a+)+$` has exponentially many: a list from the network
-must not be matched by it. Here a pattern becomes a nondeterministic automaton (Thompson 1968), the
-automata of all patterns run side by side, and the sets of states they are in are kept as states of one
-deterministic automaton that is built while it is used (as in RE2). A character costs one dict look-up
-once its way is known, and at worst one step of every state.
+r"""Reads regular expressions into trees, for `automata`, and tells which texts they cannot do without.
 
 The syntax is the common part of Python's and everybody else's: characters, `.`, `[...]`, `\d \w \s`
 and their opposites, groups, `|`, `* + ? {m,n}` (greedy or lazy: the same here), `^`, `$`. A pattern is
-searched for, in small letters. What no such automaton can do is refused: back references and
-looking around. Limits: PATTERN_SIZE_MAX, STATES_MAX for one pattern, TOTAL_MAX for all of them.
+searched for, in small letters. What no automaton can do is refused: back references and looking
+around. A pattern has at most PATTERN_SIZE_MAX characters and needs at most STATES_MAX states.
 """
 
 from __future__ import annotations
 
 import string
-from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 PATTERN_SIZE_MAX: Final = 4000
 """Characters of one pattern."""
 STATES_MAX: Final = 4000
 """Of one pattern; `{m,n}` repeats what it stands behind."""
-TOTAL_MAX: Final = 200_000
-"""States of all patterns of one automaton; some 150 bytes each."""
 DEPTH_MAX: Final = 40
 """Groups within groups."""
 REPEAT_MAX: Final = 255
-_CACHE_MAX: Final = 200_000
-"""States and ways that the deterministic automaton may hold; then it starts anew."""
 
 _DIGITS: Final = frozenset(string.digits)
 _WORD: Final = frozenset(string.ascii_lowercase + string.digits + "_")
@@ -48,21 +37,27 @@ class Chars(NamedTuple):
     is_negated: bool = False
 
 
-class _Repeat(NamedTuple):
-    what: _Part
+class Repeat(NamedTuple):
+    """A part so many times; `most` None: without end."""
+
+    what: Part
     least: int
     most: int | None
 
 
-class _Sequence(NamedTuple):
-    parts: tuple[_Part, ...]
+class Sequence(NamedTuple):
+    """One part behind the other."""
+
+    parts: tuple[Part, ...]
 
 
-class _Choice(NamedTuple):
-    options: tuple[_Part, ...]
+class Choice(NamedTuple):
+    """One of several parts."""
+
+    options: tuple[Part, ...]
 
 
-_Part = Chars | _Repeat | _Sequence | _Choice | str
+Part = Chars | Repeat | Sequence | Choice | str
 """A string is an assertion: `^` or `$`."""
 
 _ANY: Final = Chars(frozenset("\n"), True)
@@ -97,7 +92,7 @@ class _Reader:
         self._at = 0
         self._depth = 0
 
-    def read(self) -> _Part:
+    def read(self) -> Part:
         part = self._choice()
         if self._at < len(self._text):
             raise ValueError("a ')' without its '('")
@@ -117,19 +112,19 @@ class _Reader:
         self._at += len(text) * found
         return found
 
-    def _choice(self) -> _Part:
+    def _choice(self) -> Part:
         options = [self._sequence()]
         while self._takes("|"):
             options.append(self._sequence())
-        return options[0] if len(options) == 1 else _Choice(tuple(options))
+        return options[0] if len(options) == 1 else Choice(tuple(options))
 
-    def _sequence(self) -> _Part:
-        parts: list[_Part] = []
+    def _sequence(self) -> Part:
+        parts: list[Part] = []
         while self._peek() not in ("", "|", ")"):
             parts.append(self._repeated(self._atom()))
-        return _Sequence(tuple(parts))
+        return Sequence(tuple(parts))
 
-    def _atom(self) -> _Part:
+    def _atom(self) -> Part:
         char = self._next()
         if char == "(":
             return self._group()
@@ -145,7 +140,7 @@ class _Reader:
             raise ValueError(f"{char!r} with nothing to repeat")
         return Chars(frozenset(char.lower()))
 
-    def _group(self) -> _Part:
+    def _group(self) -> Part:
         if self._takes("?") and not self._takes(":"):
             if not self._takes("P<"):
                 raise Unsupported("a group that looks around or sets flags")
@@ -160,7 +155,7 @@ class _Reader:
             raise ValueError("a '(' without its ')'")
         return part
 
-    def _escape(self) -> _Part:
+    def _escape(self) -> Part:
         char = self._next()
         if char in "AZz":
             return "^" if char == "A" else "$"
@@ -201,7 +196,7 @@ class _Reader:
             raise Unsupported("the opposite of a class inside brackets")
         return chars.members
 
-    def _repeated(self, part: _Part) -> _Part:
+    def _repeated(self, part: Part) -> Part:
         char = self._peek()
         if not char or char not in "*+?{" or (char == "{" and not self._are_bounds(self._at + 1)):
             return part
@@ -211,7 +206,7 @@ class _Reader:
         self._takes("?")  # lazy: what is found is the same
         if self._peek() in ("*", "+", "?"):
             raise ValueError("a repetition of a repetition")
-        return part if isinstance(part, str) else _Repeat(part, least, most)
+        return part if isinstance(part, str) else Repeat(part, least, most)
 
     def _bounds(self) -> tuple[int, int | None]:
         char = self._next()
@@ -241,17 +236,17 @@ def _range(low: frozenset[str], high: frozenset[str]) -> set[str]:
     return {chr(code) for code in range(start, end + 1)}
 
 
-def _literals(part: _Part) -> list[str]:
+def _literals(part: Part) -> list[str]:
     """The runs of single characters that no way through the part goes around."""
     runs = [""]
     todo = [part]
     while todo:
         item = todo.pop()
-        if isinstance(item, _Sequence):
+        if isinstance(item, Sequence):
             todo += reversed(item.parts)
         elif isinstance(item, Chars) and len(item.members) == 1 and not item.is_negated:
             runs[-1] += min(item.members)
-        elif isinstance(item, _Repeat) and item.least > 0:
+        elif isinstance(item, Repeat) and item.least > 0:
             runs.append("")
             todo += ["$", item.what]  # then an end: what follows may follow a second time round
         else:
@@ -259,198 +254,12 @@ def _literals(part: _Part) -> list[str]:
     return [run for run in runs if run]
 
 
-def _count(part: _Part) -> int:
+def _count(part: Part) -> int:
     """States that the part will need."""
     if isinstance(part, Chars | str):
         return 2
-    if isinstance(part, _Repeat):
+    if isinstance(part, Repeat):
         copies = part.least + 1 if part.most is None else part.most
         return 2 + _count(part.what) * max(copies, 1)
-    parts = part.parts if isinstance(part, _Sequence) else part.options
+    parts = part.parts if isinstance(part, Sequence) else part.options
     return 2 + sum(map(_count, parts))
-
-
-# --- matching ---------------------------------------------------------------------------------
-
-
-class _State:
-    """One set of states that the patterns are in, and the ways on from it that are known."""
-
-    __slots__ = ("at_end", "found", "members", "moves")
-
-    def __init__(self, members: frozenset[int], found: tuple[int, ...]) -> None:
-        self.members = members
-        self.found = found
-        self.moves: dict[str, _State] = {}
-        self.at_end: tuple[int, ...] | None = None
-
-
-class Automaton:
-    """Patterns, each with a number; says which of them occur in a text."""
-
-    def __init__(self, patterns: Iterable[tuple[Pattern, int]] = ()) -> None:
-        """Raises ValueError when all of them together are beyond TOTAL_MAX."""
-        self._takes: list[tuple[Chars, int] | None] = []
-        self._free: list[list[int]] = []
-        self._start_only: dict[int, list[int]] = {}
-        self._end_only: dict[int, list[int]] = {}
-        self._finds: dict[int, int] = {}
-        self._texts: dict[int, list[str]] = {}
-        starts = []
-        for pattern, number in patterns:
-            start, end = self._add(pattern.part)
-            self._finds[end] = number
-            self._texts.setdefault(number, []).append(pattern.text)
-            starts.append(start)
-            if len(self._takes) > TOTAL_MAX:
-                raise ValueError(f"patterns that together need more than {TOTAL_MAX} states")
-        self._entries = self._closure(starts)
-        self._entered: dict[str, frozenset[int]] = {}
-        self._states: dict[frozenset[int], _State] = {}
-        self._spent = 0
-        self._first = self._state(self._closure(starts, at_start=True))
-
-    def __bool__(self) -> bool:
-        """Is there any pattern?"""
-        return bool(self._finds)
-
-    @property
-    def size(self) -> int:
-        """Bytes of memory, roughly, without what is built while matching."""
-        return 150 * len(self._takes)
-
-    def texts_of(self, number: int) -> list[str]:
-        """The patterns that have this number."""
-        return self._texts.get(number, [])
-
-    def find(self, text: str) -> set[int]:
-        """The numbers of all patterns that occur in `text`: small letters, at least one character."""
-        if not self._finds or not text:
-            return set()
-        state = self._first
-        found = set(state.found)
-        for char in text:
-            following = state.moves.get(char)
-            if following is None:
-                following = self._move(state, char)
-            state = following
-            if state.found:
-                found.update(state.found)
-        if state.at_end is None:
-            ends = self._closure(state.members | self._entries, at_end=True)
-            state.at_end = self._found_in(ends)
-        found.update(state.at_end)
-        return found
-
-    # --- the nondeterministic automaton
-
-    def _new(self, takes: tuple[Chars, int] | None = None) -> int:
-        self._takes.append(takes)
-        self._free.append([])
-        return len(self._takes) - 1
-
-    def _add(self, part: _Part) -> tuple[int, int]:
-        """The states where the part begins and ends."""
-        if isinstance(part, Chars):
-            end = self._new()
-            return self._new((part, end)), end
-        if isinstance(part, str):
-            start, end = self._new(), self._new()
-            (self._start_only if part == "^" else self._end_only)[start] = [end]
-            return start, end
-        if isinstance(part, _Repeat):
-            return self._add_repeat(part)
-        start, end = self._new(), self._new()
-        if isinstance(part, _Choice):
-            for option in part.options:
-                first, last = self._add(option)
-                self._free[start].append(first)
-                self._free[last].append(end)
-            return start, end
-        at = start
-        for item in part.parts:
-            first, last = self._add(item)
-            self._free[at].append(first)
-            at = last
-        self._free[at].append(end)
-        return start, end
-
-    def _add_repeat(self, part: _Repeat) -> tuple[int, int]:
-        start, end = self._new(), self._new()
-        at = start
-        for _ in range(part.least):
-            first, last = self._add(part.what)
-            self._free[at].append(first)
-            at = last
-        if part.most is None:
-            first, last = self._add(part.what)
-            self._free[at] += [first, end]
-            self._free[last] += [first, end]
-            return start, end
-        for _ in range(part.most - part.least):
-            first, last = self._add(part.what)
-            self._free[at] += [first, end]
-            at = last
-        self._free[at].append(end)
-        return start, end
-
-    def _closure(
-        self, states: Iterable[int], *, at_start: bool = False, at_end: bool = False
-    ) -> frozenset[int]:
-        """The states and all that are reached from them without a character."""
-        reached = set(states)
-        todo = list(reached)
-        while todo:
-            state = todo.pop()
-            ways = self._free[state]
-            if at_start:
-                ways = ways + self._start_only.get(state, [])
-            if at_end:
-                ways = ways + self._end_only.get(state, [])
-            for way in ways:
-                if way not in reached:
-                    reached.add(way)
-                    todo.append(way)
-        return frozenset(reached)
-
-    def _found_in(self, states: Iterable[int]) -> tuple[int, ...]:
-        finds = self._finds
-        return tuple({finds[state] for state in states if state in finds})
-
-    # --- the deterministic one
-
-    def _state(self, members: frozenset[int]) -> _State:
-        state = self._states.get(members)
-        if state is None:
-            takers = frozenset(s for s in members if self._takes[s] or s in self._end_only)
-            state = _State(takers, self._found_in(members))
-            self._states[members] = state
-            self._spent += 1 + len(members)
-        return state
-
-    def _move(self, state: _State, char: str) -> _State:
-        if self._spent > _CACHE_MAX:
-            self._forget()
-        ends = self._step(state.members, char)
-        entered = self._entered.get(char)
-        if entered is None:
-            entered = self._entered[char] = self._closure(self._step(self._entries, char))
-        following = self._state(self._closure(ends) | entered)
-        state.moves[char] = following
-        self._spent += 1
-        return following
-
-    def _step(self, states: Iterable[int], char: str) -> list[int]:
-        ends = []
-        for state in states:
-            takes = self._takes[state]
-            if takes is not None and (char in takes[0].members) != takes[0].is_negated:
-                ends.append(takes[1])
-        return ends
-
-    def _forget(self) -> None:
-        """All that was built while matching; a running match goes on with the state it has."""
-        self._states.clear()
-        self._entered.clear()
-        self._first.moves.clear()
-        self._spent = 0
