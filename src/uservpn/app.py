@@ -18,14 +18,16 @@ from pathlib import Path
 from typing import Any, Final
 
 from uservpn import __version__
+from uservpn.chooser import report
 from uservpn.chooser.chooser import Chooser
 from uservpn.chooser.geo import distance_km
 from uservpn.chooser.site import site_of
-from uservpn.chooser.targets import parse_target
+from uservpn.chooser.targets import Target, parse_target
 from uservpn.control.client import ControlError
 from uservpn.control.config import Config, ServerConfig, diff, load, state_dir_of
 from uservpn.control.places import control_socket
 from uservpn.control.server import ControlServer
+from uservpn.control.site_commands import SITE_COMMANDS, answer_about_sites
 from uservpn.errors import ConfigError, Fault, UservpnError
 from uservpn.exits.policy import Policy
 from uservpn.kit.endpoint import Address, Endpoint
@@ -45,6 +47,7 @@ from uservpn.runtime.entry import Entry
 from uservpn.runtime.exit import Exit
 from uservpn.runtime.exit_tests import ExitTests
 from uservpn.runtime.exits_view import ExitsView
+from uservpn.runtime.geo import Countries
 from uservpn.runtime.kept import KeptConnections
 from uservpn.runtime.nodes_file import load_nodes, save_nodes
 from uservpn.runtime.pinger import Pinger
@@ -102,6 +105,10 @@ def _servers(servers: tuple[ServerConfig, ...]) -> dict[NodeId, tuple[str, ...]]
 def _protocols(config: Config) -> set[str]:
     endpoints = [*config.node.listen, *(e for s in config.servers for e in s.endpoints)]
     return {endpoint.protocol for endpoint in endpoints}
+
+
+def _default_target(config: Config) -> Target:
+    return parse_target(config.chooser.default, config.chooser.groups)
 
 
 def _policy(config: Config) -> Policy:
@@ -170,14 +177,20 @@ class Service:
         self.driver.find_plugin = _find_plugin
         self._resolver = self._new_resolver(config)
         self.kept = KeptConnections(loop)
+        self.countries = Countries(config.geo.enabled, config.geo.database)
         self.exit = Exit(self.driver, _policy(config), self._resolver, kept=self.kept)
         self.exit_tests = ExitTests(
-            self.driver, self.exit, self.kept, lambda: self.config.exit.enabled
+            self.driver,
+            self.exit,
+            self.kept,
+            lambda: self.config.exit.enabled,
+            lambda address: self.countries.country_of(address),
         )
         self.exits = ExitsView(self.node, tuple(servers))
         self.chooser = Chooser(
             self.exits,
-            parse_target(config.chooser.default, {}),
+            _default_target(config),
+            config.chooser.rules,
             site_of=site_of,
             wall_s=lambda: self.node.wall_s,
             idle_s=config.chooser.session_idle,
@@ -208,6 +221,7 @@ class Service:
         if self.memory is not None:
             await self.memory.close()
         self.exit_tests.close()
+        self.countries.close()
         self.kept.close()
         self.exit.close()
         await self._resolver.close()
@@ -251,8 +265,11 @@ class Service:
         self.driver.kick()
         self.exits.servers = tuple(_servers(config.servers))
         self.chooser.reconfigure(
-            parse_target(config.chooser.default, {}), None, config.chooser.session_idle
+            _default_target(config), config.chooser.rules, config.chooser.session_idle
         )
+        if "geo" in changed:
+            self.countries.close()
+            self.countries = Countries(config.geo.enabled, config.geo.database)
         if "exit" in changed:
             self.exit.reconfigure(_policy(config), resolver)
         if resolver is not None:
@@ -349,7 +366,9 @@ class Service:
             "sockets": self.driver.sockets(),
             "tunnels": tunnels,
             "connections": connections,
-            "sites": [],
+            "sites": report.sites(self.chooser, now),
+            "chooser": report.counts(self.chooser),
+            "exit": self.exit.snapshot() | {"tests": self.exit_tests.snapshot()},
         }
 
     def _nodes(self, now: float) -> list[dict[str, Any]]:
@@ -519,6 +538,8 @@ def _answer(
     command = request.get("command")
     if command == "status":
         return service.status()
+    if command in SITE_COMMANDS:
+        return answer_about_sites(service.chooser, request, monotonic(), service.choosing.changed)
     if command == "ping":
         return service.pinger.ping(request.get("node"))
     if command == "trace":

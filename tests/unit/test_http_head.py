@@ -194,6 +194,60 @@ def test_users_are_asked_for() -> None:
     on_bench(test, users=USERS)
 
 
+@pytest.mark.parametrize(
+    ("host", "proxy"),
+    [
+        (b"laptop.lan:1080", b"laptop.lan:1080"),
+        (b"[fd00::1]:1080", b"[fd00::1]:1080"),
+        (b"laptop", b"laptop:80"),
+        (b'x"; alert(1); "', None),
+    ],
+)
+def test_the_proxy_tells_browsers_how_to_use_it(host: bytes, proxy: bytes | None) -> None:
+    async def test(bench: Bench) -> None:
+        request = b"GET /proxy.pac HTTP/1.1\r\nHost: " + host + b"\r\n\r\n"
+        reader, _ = await bench.program(request)
+        answer = await reader.read()
+        assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert b"application/x-ns-proxy-autoconfig" in answer
+        shown = proxy or str(bench.entry.address).encode()
+        assert b'return "SOCKS5 %b; SOCKS %b; PROXY %b"' % (shown, shown, shown) in answer
+        assert not bench.driver.streams
+
+    on_bench(test, users=USERS)
+
+
+def test_requests_wait_for_their_exit() -> None:
+    async def test(bench: Bench) -> None:
+        bench.chooser.waits = True
+        reader, writer = await bench.program(GET)
+        await bench.driver.until(lambda: bench.chooser.waiting)
+        writer.write(GET)
+        await writer.drain()
+        assert not bench.driver.streams
+        bench.chooser.decide()
+        stream = await bench.driver.stream()
+        opened(stream)
+        says(stream, OK)
+        assert await reader.readuntil(b"ok")
+        await bench.driver.until(lambda: bench.chooser.waiting)
+        bench.chooser.decide()
+        await bench.driver.until(lambda: stream.written.count(b"GET /a") == 2)
+
+    on_bench(test)
+
+
+def test_a_refusal_says_why() -> None:
+    async def test(bench: Bench) -> None:
+        bench.chooser.exit, bench.chooser.refusal = None, (Fault.NOT_ALLOWED, "exot is no option")
+        for request in (GET, connect()):
+            reader, _ = await bench.program(request)
+            answer = await reader.read()
+            assert answer.startswith(b"HTTP/1.1 403 ") and b"exot is no option" in answer
+
+    on_bench(test)
+
+
 def test_requests_to_one_site_share_a_stream_and_another_site_gets_its_own() -> None:
     async def test(bench: Bench) -> None:
         reader, writer = await bench.program(GET)

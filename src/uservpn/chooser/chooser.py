@@ -131,7 +131,8 @@ class Chooser:
         self.site_of = site_of
         self._default = default
         self._rules = rules
-        self._wall_s = wall_s
+        self.wall_s = wall_s
+        """Added to `now`: Unix time."""
         self._wait_s = wait_s
         self._near = near
         self._cases: dict[tuple[str, int, str], Case] = {}
@@ -170,7 +171,7 @@ class Chooser:
             return case.answer
         if case.want is not Want.NOTHING:
             return self._look_up(case, now)
-        session = self.sessions.live(case.key, now + self._wall_s())
+        session = self.sessions.live(case.key, now + self.wall_s())
         if session is None:
             return self._begin(case, self.sessions.peek(case.key), False, now)
         exit = session.exit
@@ -314,6 +315,16 @@ class Chooser:
                 return False
         return any(state.is_linked and state.node != exit for state in self.mesh.exits())
 
+    def state_of(self, exit: NodeId, now: float) -> str:
+        """One word for people: linked, mute, dead, down, or known (it can be dialled)."""
+        if now < self._mute.get(exit, 0.0):
+            return "mute"
+        if self.mesh.is_linked(exit):
+            return "linked"
+        if exit in self._dead:
+            return "dead"
+        return "down" if self.mesh.is_lost(exit) else "known"
+
     # --- the beginning of a session --------------------------------------------------------------
 
     def _begin(self, case: Case, last: Session | None, is_move: bool, now: float) -> Choice | Trial:
@@ -325,7 +336,7 @@ class Chooser:
         if not pool:
             text = f"no exit for {case.target}" if case.reason else "no exit is known"
             return refusal(case.key.site, Fault.EXIT_DEAD, text)
-        at = now + self._wall_s()
+        at = now + self.wall_s()
         if not any(state.is_linked for state in pool):
             # nothing to choose by, and no session to lose: the last exit, or the owner's order
             first = next((s for s in pool if last is not None and s.node == last.exit), pool[0])
@@ -397,7 +408,7 @@ class Chooser:
     def _bind(
         self, case: Case, exit: NodeId, reason: str, moved_from: NodeId | None, now: float
     ) -> Choice:
-        at = now + self._wall_s()
+        at = now + self.wall_s()
         key = case.key
         if moved_from is None:
             session = self.sessions.begin(key, exit, reason, at)
@@ -419,7 +430,7 @@ class Chooser:
         if not self._budget.take(now):
             return None
         site = case.key.site
-        expected = self.knowledge.expected(site, now + self._wall_s())
+        expected = self.knowledge.expected(site, now + self.wall_s())
 
         def likely(state: ExitState) -> float:
             flight = NEVER_MS if state.flight_ms is None else state.flight_ms
@@ -465,7 +476,7 @@ class Chooser:
     def _look(self, case: Case, session: Session, now: float) -> None:
         """Looks at exits that may be better than the session's: for the next session."""
         session.look_at = now + REFRESH_S
-        at = now + self._wall_s()
+        at = now + self.wall_s()
         site = case.key.site
         if session.is_pinned or case.target.pick is Pick.SPREAD:
             return
@@ -503,7 +514,7 @@ class Chooser:
         if sum_ms < NEVER_MS:
             self._speaks(exit)
         if not trial.is_lookup:
-            self.knowledge.tested(site, exit, sum_ms, now + self._wall_s())
+            self.knowledge.tested(site, exit, sum_ms, now + self.wall_s())
         if tested.country:
             self._learn_country(site, tested.country)
         if trial.is_due(now):
@@ -558,7 +569,7 @@ class Chooser:
         if winner is not None:
             self.know(winner, case.host, case.port)
             if trial.last is not None:  # one more sample of each, for a session that was before
-                best, _ = self.best(case, self.pool(case, now), trial.last, now + self._wall_s())
+                best, _ = self.best(case, self.pool(case, now), trial.last, now + self.wall_s())
                 if best is not None:
                     return self._bind(case, best, "measured", moved_from, now)
             return self._bind(case, winner, "test", moved_from, now)
@@ -613,7 +624,7 @@ class Chooser:
         """A first round trip of a connection."""
         if not choice.site or choice.is_direct:
             return
-        self.knowledge.replied(choice.site, choice.exit, ms, now + self._wall_s())
+        self.knowledge.replied(choice.site, choice.exit, ms, now + self.wall_s())
         if ms < NEVER_MS:
             self._speaks(choice.exit)
             return
@@ -630,7 +641,7 @@ class Chooser:
 
     def expected_ms(self, choice: Choice, now: float) -> float | None:
         """The first round trip to expect."""
-        return self.knowledge.expected(choice.site, now + self._wall_s()).get(choice.exit)
+        return self.knowledge.expected(choice.site, now + self.wall_s()).get(choice.exit)
 
     def ended(self, choice: Choice, bytes_in: int, bytes_out: int) -> None:
         """A connection is over."""
@@ -647,7 +658,7 @@ class Chooser:
     def pin(self, site: str, exit: NodeId, now: float) -> bool:
         """The site leaves at this exit until it is forgotten. False: there are too many pins."""
         self._cases.clear()
-        return self.sessions.pin(Key(site), exit, now + self._wall_s())
+        return self.sessions.pin(Key(site), exit, now + self.wall_s())
 
     def forget(self, site: str) -> bool:
         """Ends the site's sessions and all knowledge of it; False: there was nothing."""

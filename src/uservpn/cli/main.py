@@ -5,6 +5,8 @@
              is wrong or what it means          key      fingerprints; `key new` makes a key
     run      run the node                       nodes    the nodes of the mesh
     ping     the round trip to a node           trace    every hop on the way to a node
+    explain  where a site leaves, and why       sites    sites and their exits; pin, forget
+    connections  what is open now
 
 Each command imports what it needs when it runs: `run` loads no command but its own, and nothing
 here loads the node. Exit status: 0 done, 1 failed, 2 wrong usage or configuration.
@@ -157,6 +159,61 @@ def trace(node: int) -> None:
     from uservpn.cli.ping import trace as show
 
     finish(0 if show(_control_socket(), node) else 1)
+
+
+@cli.command()
+@config_option
+@click.argument("target", metavar="HOST[:PORT]")
+@click.option("--user", default="", help="As a program with this SOCKS user name, such as exit=3.")
+@click.option("--json", "as_json", is_flag=True, help="The answer as it is.")
+def explain(target: str, user: str, as_json: bool) -> None:
+    """Say which exit a site leaves through now, and why."""
+    from uservpn.cli import sites as show
+
+    show.explain(_control_socket(), target, user, as_json)
+
+
+@cli.group(cls=Group, invoke_without_command=True)
+@config_option
+@click.option("--json", "as_json", is_flag=True, help="The answer as it is.")
+@click.pass_context
+def sites(ctx: click.Context, as_json: bool) -> None:
+    """List sites with their exits and what they moved."""
+    if ctx.invoked_subcommand is not None:
+        return
+    from uservpn.cli import sites as show
+
+    show.list_sites(_control_socket(), as_json)
+
+
+@sites.command("pin")
+@config_option
+@click.argument("site")
+@click.argument("exit_name", metavar="EXIT")
+def sites_pin(site: str, exit_name: str) -> None:
+    """Let a site leave through this exit (number or name), until it is forgotten."""
+    from uservpn.cli import sites as show
+
+    show.pin(_control_socket(), site, exit_name)
+
+
+@sites.command("forget")
+@config_option
+@click.argument("site")
+def sites_forget(site: str) -> None:
+    """Forget a site: its pin, its sessions, what was measured."""
+    from uservpn.cli import sites as show
+
+    finish(0 if show.forget(_control_socket(), site) else 1)
+
+
+@cli.command()
+@config_option
+def connections() -> None:
+    """List the open connections with their exits."""
+    from uservpn.control.status import render_connections
+
+    click.echo(render_connections(_status()), nl=False)
 
 
 @cli.command()

@@ -33,6 +33,21 @@ def render_nodes(document: Mapping[str, Any]) -> str:
     return _table("nodes", _SECTIONS["nodes"], document.get("nodes", ())) + "\n"
 
 
+def render_connections(document: Mapping[str, Any]) -> str:
+    """Only the table of connections."""
+    return _table("connections", _SECTIONS["connections"], document.get("connections", ())) + "\n"
+
+
+def render_sites(rows: Sequence[Any]) -> str:
+    """The table of `uservpn sites`."""
+    return _table("sites", _TRAFFIC, rows) + "\n"
+
+
+def render_candidates(rows: Sequence[Any]) -> str:
+    """The table of `uservpn explain`."""
+    return _table("exits", _CANDIDATES, rows) + "\n"
+
+
 def format_bytes(count: float) -> str:
     """A size with a binary prefix, four characters of precision at most."""
     for unit in ("B", "KiB", "MiB", "GiB"):
@@ -131,6 +146,30 @@ def _length(name: str) -> Column:
     return name, lambda row: _number(row.get(name), format_age)
 
 
+_TRAFFIC: Final[Sequence[Column]] = (
+    _field("site"),
+    _field("exit"),
+    _field("now"),
+    _milliseconds("first_rtt_ms"),
+    _field("samples"),
+    _field("connections"),
+    ("in", _size("bytes_in")[1]),
+    ("out", _size("bytes_out")[1]),
+)
+_CANDIDATES: Final[Sequence[Column]] = (
+    _field("exit"),
+    _field("name"),
+    _field("country"),
+    _field("state"),
+    ("allowed", _field("is_allowed")[1]),
+    _milliseconds("flight_ms"),
+    _milliseconds("expected_ms"),
+    _milliseconds("first_rtt_ms"),
+    _field("samples"),
+    _milliseconds("connect_ms"),
+    _field("tests"),
+    ("age", _length("age_s")[1]),
+)
 _SECTIONS: Final[Mapping[str, Sequence[Column]]] = {
     "nodes": (
         _field("id"),

@@ -37,7 +37,7 @@ class Choosing:
         """`changed` is told that there may be something new for the disk; it must be cheap."""
         self.chooser = chooser
         self.driver = driver
-        self._changed = changed
+        self.changed = changed
         self._timers: dict[int, asyncio.TimerHandle] = {}
         driver.on_message(TOPIC_TESTED, self._tested)
 
@@ -75,7 +75,7 @@ class Choosing:
         if fault is Fault.EXIT_DEAD:
             self.chooser.exit_died(choice.exit)
         self.chooser.failed(choice, host, port, fault, monotonic())
-        self._changed()
+        self.changed()
 
     def replied(self, choice: Choice, trip: Trip) -> None:
         """The first data came back."""
@@ -83,7 +83,7 @@ class Choosing:
         ms = trip.replied(now, self._flight_s(choice))
         if ms is not None:
             self.chooser.replied(choice, ms, now)
-            self._changed()
+            self.changed()
 
     def unanswered(self, choice: Choice, trip: Trip, is_broken: bool) -> None:
         """The connection ended without a reply; `is_broken`: by the site's side."""
@@ -101,7 +101,7 @@ class Choosing:
     def ended(self, choice: Choice, stream: Stream) -> None:
         """The connection is over."""
         self.chooser.ended(choice, stream.recv_offset, stream.sent_size)
-        self._changed()
+        self.changed()
 
     def driver_of(self, choice: Choice) -> Carrier:
         """Who opens its stream."""
@@ -126,7 +126,7 @@ class Choosing:
                 waiter.chosen(choice)
             except Exception:  # one connection's trouble must not cost the others their answer
                 log.exception("a connection could not go on with its exit")
-        self._changed()
+        self.changed()
 
     def _arm(self, trial: Trial) -> None:
         old = self._timers.get(trial.token)

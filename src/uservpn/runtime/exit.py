@@ -22,7 +22,7 @@ from uservpn.errors import Fault, StreamFault
 from uservpn.exits.policy import Policy
 from uservpn.runtime.dialling import ADDRESSES_MAX, connect_any, fault_of
 from uservpn.runtime.driver import Driver
-from uservpn.runtime.kept import KeptConnections
+from uservpn.runtime.kept import KeptConnections, Waiting
 from uservpn.runtime.pump import Pump
 from uservpn.runtime.resolver import Resolver
 from uservpn.tunnel.stream import Stream
@@ -155,9 +155,9 @@ class Exit:
         dial = Dial(self, stream, host, port, deadline)
         stream.owner = dial
         self._dials[dial] = None
-        transport = self._kept.take(peer, host, port) if self._kept is not None else None
-        if transport is not None:
-            self._adopt(dial, transport)
+        waiting = self._kept.take(peer, host, port) if self._kept is not None else None
+        if waiting is not None:
+            self._adopt(dial, waiting)
             return
         dial.task = self._loop.create_task(self._run(dial, may is None))
         if self._timer is None:
@@ -231,12 +231,17 @@ class Exit:
             raise StreamFault(Fault.NOT_ALLOWED, "the exit's policy refuses the address")
         await connect_any(self._loop, factory, allowed, port)
 
-    def _adopt(self, dial: Dial, transport: asyncio.Transport) -> None:
-        """The connection that a test made is this dial's."""
+    def _adopt(self, dial: Dial, waiting: Waiting) -> None:
+        """The connection that a test made is this dial's, with what the site has already said."""
+        transport = waiting.transport
+        assert transport is not None
         connection = dial.connection()
         transport.set_protocol(connection)
         connection.connection_made(transport)
-        transport.resume_reading()
+        if not waiting.early or self.driver.write(dial.stream, waiting.early):
+            transport.resume_reading()
+        if waiting.is_ended and not connection.eof_received():
+            transport.close()
 
     def connected(self, dial: Dial, connection: ExitConnection) -> bool:
         """The socket stands: what was kept goes first. False: nobody wants it any more."""

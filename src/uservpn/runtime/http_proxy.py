@@ -1,7 +1,8 @@
 """HTTP on the entry's port: CONNECT, and plain `http://` requests that are forwarded.
 
 A program's connection is one `HttpSession`. CONNECT hands the connection over to the same rules as
-SOCKS. Every other request goes to its own site: through the stream that the request before used, if
+SOCKS. `GET /proxy.pac` to the proxy itself answers with its proxy auto-configuration. Every other
+request goes to its own site: through the stream that the request before used, if
 it is the same site by the same exit and the stream is still good, else through a new one. Requests go
 in origin form and without the headers that belong to one connection; bodies stream both ways, with
 back-pressure; 101 (WebSocket) turns the connection into bytes both ways.
@@ -28,6 +29,7 @@ from uservpn.runtime.clock import monotonic
 from uservpn.socks.handshake import Kind, Request
 from uservpn.socks.http_head import (
     ESTABLISHED,
+    PAC_PATH,
     Headers,
     Target,
     absolute_target,
@@ -35,6 +37,7 @@ from uservpn.socks.http_head import (
     error_answer,
     fault_answer,
     login,
+    pac_answer,
     request_headers,
     response_headers,
     upgrade_headers,
@@ -269,7 +272,9 @@ class HttpSession:
         self.connection.entry.unwatch(self.connection)
         self._method = event.method
         user = login(event.headers, self._users)
-        if user is None:
+        if event.method in (b"GET", b"HEAD") and event.target == PAC_PATH:
+            self._last(pac_answer(self._own_address(event), event.method))  # holds no secret
+        elif user is None:
             self._refuse(407, "a user name and password are needed")
         elif event.method == b"CONNECT":
             self._connect(event, user)
@@ -279,6 +284,15 @@ class HttpSession:
                 self._refuse(400, "this is a proxy: it takes CONNECT host:port and http:// URLs")
             else:
                 self._forward(event, target, user)
+
+    def _own_address(self, event: h11.Request) -> str:
+        """How the program reached this proxy."""
+        for name, value in event.headers:
+            found = connect_target(value, 80) if name == b"host" else None
+            if found is not None:
+                host, port = found
+                return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return str(self.connection.entry.address)
 
     def _connect(self, event: h11.Request, user: str) -> None:
         found = connect_target(event.target)

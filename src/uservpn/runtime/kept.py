@@ -1,8 +1,8 @@
 """Connections that tests have made, kept for the OPEN that follows.
 
-Nothing is read from them meanwhile, so nothing is lost: what the site says first is read once the
-stream has it. Bounds: so many for each client and in all (more are not kept), and so many seconds.
-One timer serves all; there is none while nothing is kept.
+What a site says before anybody listens is kept as well: one read, then no more is read. Bounds: so
+many for each client and in all (more are not kept), and so many seconds. One timer serves all; there is
+none while nothing is kept.
 """
 
 from __future__ import annotations
@@ -28,11 +28,25 @@ class Waiting(asyncio.Protocol):
     def __init__(self) -> None:
         self.transport: asyncio.Transport | None = None
         self.until = 0.0
+        self.early = b""
+        """What the site said meanwhile."""
+        self.is_ended = False
+        """The site will say no more."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """It stands."""
         self.transport = cast("asyncio.Transport", transport)  # uvloop's is not a subclass
-        self.transport.pause_reading()
+
+    def data_received(self, data: bytes) -> None:
+        """The first that the site says; uvloop would not hear of a pause before that."""
+        self.early += data
+        if self.transport is not None:
+            self.transport.pause_reading()
+
+    def eof_received(self) -> bool:
+        """The site has said all; the program may still speak."""
+        self.is_ended = True
+        return True
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It is gone before anybody wanted it."""
@@ -69,13 +83,13 @@ class KeptConnections:
             self._timer = self._loop.call_later(KEPT_S, self._expire)
         return True
 
-    def take(self, client: int, host: str, port: int) -> asyncio.Transport | None:
+    def take(self, client: int, host: str, port: int) -> Waiting | None:
         """The connection for this client's OPEN; the taker replaces its protocol at once."""
         waiting = self._kept.pop((client, host, port), None) if self._kept else None
         if waiting is None or waiting.transport is None or waiting.transport.is_closing():
             return None
         self.used_count += 1
-        return waiting.transport
+        return waiting
 
     def close(self) -> None:
         """Drops all."""

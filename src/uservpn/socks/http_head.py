@@ -50,6 +50,7 @@ _REASONS: Final = {
     502: "Bad Gateway",
     504: "Gateway Timeout",
 }
+PAC_PATH: Final = b"/proxy.pac"
 ESTABLISHED: Final = b"HTTP/1.1 200 Connection established\r\n\r\n"
 
 
@@ -64,9 +65,9 @@ class Target(NamedTuple):
     """The target in origin form."""
 
 
-def connect_target(target: bytes) -> tuple[str, int] | None:
+def connect_target(target: bytes, default_port: int = 0) -> tuple[str, int] | None:
     """Host and port of a CONNECT; None: it is not host:port."""
-    return _host_port(target, 0)
+    return _host_port(target, default_port)
 
 
 def absolute_target(method: bytes, target: bytes) -> Target | None:
@@ -130,6 +131,24 @@ def fault_answer(fault: Fault, host: str, port: int, method: bytes, detail: str 
     text = detail or text
     shown = f"[{host}]" if ":" in host else host
     return error_answer(code, f"{shown}:{port}: {text}", method)
+
+
+def pac_answer(proxy: str, method: bytes) -> bytes:
+    """A proxy auto-configuration that sends everything but this machine's own names to `proxy`.
+
+    SOCKS first, because it leaves names to the exit; what speaks none takes the same port as an HTTP proxy.
+    """
+    script = (
+        "function FindProxyForURL(url, host) {\n"
+        '  if (isPlainHostName(host) || host === "127.0.0.1" || host === "::1") return "DIRECT";\n'
+        f'  return "SOCKS5 {proxy}; SOCKS {proxy}; PROXY {proxy}";\n'
+        "}\n"
+    ).encode()
+    head = (
+        "HTTP/1.1 200 OK\r\nContent-Type: application/x-ns-proxy-autoconfig\r\n"
+        f"Content-Length: {len(script)}\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n"
+    )
+    return head.encode() + (b"" if method == b"HEAD" else script)
 
 
 def error_answer(code: int, text: str, method: bytes = b"") -> bytes:

@@ -1,0 +1,117 @@
+"""What `explain` and `sites` tell: the answers of the control socket, and how they are shown."""
+
+from __future__ import annotations
+
+import pytest
+
+from test_choosing import FakeRules, World
+from uservpn.chooser import report
+from uservpn.chooser.affinity import Key
+from uservpn.chooser.targets import Action, Target
+from uservpn.cli.sites import explain_lines
+from uservpn.control.site_commands import answer_about_sites
+from uservpn.control.status import render_candidates, render_sites
+from uservpn.errors import UservpnError
+
+
+def ask(world: World, command: str, **more: object) -> dict:
+    return answer_about_sites(world.chooser, {"command": command, **more}, world.now, lambda: None)
+
+
+def explain(world: World, host: str = "a.example.com", user: str = "") -> dict:
+    answer = ask(world, "explain", host=host, user=user)
+    assert explain_lines(answer) and render_candidates(answer["candidates"])
+    return answer
+
+
+def test_before_the_first_visit_the_exits_would_be_asked() -> None:
+    world = World()
+    answer = explain(world)
+    assert (answer["site"], answer["exit"], answer["is_asked"]) == ("example.com", None, True)
+    assert answer["session"] is None
+    assert not world.chooser.take_requests()  # explaining asks nobody
+
+
+def test_afterwards_the_session_and_its_reason_and_the_numbers_are_told() -> None:
+    world = World()
+    choice = world.visit()
+    world.chooser.replied(choice, 100.0, world.now)
+    world.now += 60
+    answer = explain(world)
+    assert (answer["exit"], answer["reason"], answer["detail"]) == (2, "test", "the session's exit")
+    assert answer["session"]["used_s"] == pytest.approx(60, abs=1)
+    first = answer["candidates"][0]
+    assert first["exit"] == 2 and first["samples"] == 1 and first["tests"] == 1
+    assert first["connect_ms"] == pytest.approx(95)
+    assert first["age_s"] == pytest.approx(60, abs=1)
+    assert {row["exit"] for row in answer["candidates"]} == {1, 2, 3}
+
+
+def test_explaining_prolongs_and_remembers_nothing() -> None:
+    world = World()
+    world.visit()
+    session = world.chooser.sessions.peek(Key("example.com"))
+    used_at = session.used_at
+    world.now += 3600
+    explain(world)
+    assert session.used_at == used_at
+    world.now += 12 * 3600
+    answer = explain(world)
+    assert not answer["session"]["is_live"]
+
+
+def test_refusals_rules_and_direct_targets_are_told_as_what_they_are() -> None:
+    rules = FakeRules(
+        ("no.example", Target(Action.REJECT, text="reject")),
+        ("here.example", Target(Action.DIRECT, text="direct")),
+    )
+    world = World(rules=rules)
+    answer = explain(world, "no.example")
+    assert (answer["reason"], answer["rule"]) == ("refused", "rule no.example")
+    assert explain(world, "here.example")["detail"] == "this node connects itself"
+    assert "exot" in explain(world, user="exot=1")["detail"]
+    assert explain(world, user="exit=3")["exit"] == 3
+
+
+def test_pins_by_number_and_name_and_forgetting() -> None:
+    world = World()
+    assert ask(world, "pin", site="www.example.com", exit="tyo") == {
+        "site": "example.com",
+        "exit": 3,
+    }
+    assert world.visit().exit == 3
+    assert ask(world, "pin", site="example.com", exit=1)["exit"] == 1
+    assert explain(world)["session"]["expires"] is None
+    for wrong in ("nowhere", 9, "", "a b"):
+        with pytest.raises(UservpnError):
+            ask(world, "pin", site="example.com", exit=wrong)
+    assert ask(world, "forget", site="example.com")["is_known"]
+    assert not ask(world, "forget", site="example.com")["is_known"]
+
+
+def test_traffic_is_told_by_site_and_exit() -> None:
+    world = World()
+    choice = world.visit()
+    world.chooser.ended(choice, 1000, 10)
+    world.chooser.ended(choice, 500, 5)
+    (row,) = ask(world, "sites")["sites"]
+    assert (row["exit"], row["connections"], row["bytes_in"], row["bytes_out"]) == (2, 2, 1500, 15)
+    assert "example.com" in render_sites([row])
+    (status,) = report.sites(world.chooser, world.now)
+    assert {"site", "exit", "reason", "first_rtt_ms", "samples", "expires"} <= set(status)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {},
+        {"host": ""},
+        {"host": 5},
+        {"host": "x" * 300},
+        {"host": "x", "port": 0},
+        {"host": "x", "user": 1},
+    ],
+)
+def test_a_request_that_makes_no_sense_is_an_error(request_: dict) -> None:
+    with pytest.raises(UservpnError):
+        ask(World(), "explain", **request_)
