@@ -393,6 +393,42 @@ def test_foreign_datagrams_make_no_link_and_get_no_answer(run):
     run(work)
 
 
+@pytest.mark.parametrize("seed", range(50))
+def test_no_read_raises_or_makes_a_message_of_what_is_none(seed):
+    """Random bytes and genuine pieces, joined in every way that a kernel, or a broken one, may say."""
+    rng = random.Random(seed)
+    data = b"".join(
+        b"".join(_message(number, rng.choice((16, 100, 300)), rng))
+        if rng.random() < 0.5
+        else rng.randbytes(rng.randrange(400))
+        for number in range(8)
+    )
+
+    async def work() -> None:
+        async with Bench() as bench:
+            for segment in (0, -1, 1, 47, 64, 148, 348, len(data), 1 << 20, rng.randrange(400)):
+                messages: list = []
+                bench.sock._open(memoryview(data), segment, messages)
+                for header, body in messages:
+                    assert header.length == len(body)
+
+    asyncio.run(work())
+
+
+def test_what_came_faster_than_it_was_read_is_counted():
+    rng = random.Random(1)
+
+    async def work() -> None:
+        async with Bench() as bench:
+            assert bench.server.describe()[0]["overrun"] == 0
+            bench.sock._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            for number in range(50):  # nobody reads meanwhile
+                bench.link.send(_message(number, 1000, rng))
+            assert bench.server.describe()[0]["overrun"] > 0
+
+    asyncio.run(work())
+
+
 def test_links_of_nobody_are_bounded_and_the_oldest_goes(run):
     """Whoever repeats genuine datagrams from many ports has at most so many links; proved ones stay."""
     rng = random.Random(3)

@@ -37,6 +37,8 @@ IPV6_RECVPKTINFO: Final = 49
 IPV6_PKTINFO: Final = 50
 SO_SNDBUFFORCE: Final = 32
 SO_RCVBUFFORCE: Final = 33
+SO_MEMINFO: Final = 55
+MEMINFO: Final = struct.Struct("@9I")  # the last one: drops
 PKTINFO4: Final = struct.Struct("@i4s4s")  # interface, our address, destination in the header
 PKTINFO6: Final = struct.Struct("@16si")
 
@@ -104,6 +106,17 @@ def size_buffers(sock: socket.socket) -> tuple[int, int]:
             size // 2 if IS_LINUX else size
         )  # Linux counts its own part of each packet too
     return given[0], given[1]
+
+
+def overrun_count(sock: socket.socket) -> int:
+    """Datagrams that came while the receive buffer was full, since the start; 0 where it is not told."""
+    if not IS_LINUX:
+        return 0
+    try:
+        memory = sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, MEMINFO.size)
+    except OSError:
+        return 0
+    return int(MEMINFO.unpack(memory)[-1]) if len(memory) == MEMINFO.size else 0
 
 
 def tell_destinations(sock: socket.socket) -> int:

@@ -132,6 +132,7 @@ class UdpPlugin:
                 "segments": sock.has_segments,
                 "joined": sock.has_joined,
                 "foreign": sock.counters.foreign,
+                "overrun": sock.overrun_count(),
                 "unsent": sock.counters.unsent,
                 "too_large": sock.counters.too_large,
                 "errors": sock.counters.errors,

@@ -205,6 +205,10 @@ class UdpSocket:
         self._is_closed = False
         self._loop.add_reader(sock.fileno(), self._on_readable)
 
+    def overrun_count(self) -> int:
+        """Datagrams that came faster than they were read."""
+        return gso.overrun_count(self._sock)
+
     def close(self) -> None:
         """Closes the socket; links on it are not told."""
         if self._is_closed:
