@@ -13,12 +13,13 @@ import threading
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from click.testing import CliRunner, Result
 
 from uservpn import __version__
+from uservpn.cli import daemon
 from uservpn.cli.main import cli
 from uservpn.control.client import ControlError
 from uservpn.control.config import fingerprint, load
@@ -87,7 +88,14 @@ def app(monkeypatch: pytest.MonkeyPatch) -> FakeApp:
     monkeypatch.setattr(uservpn, "app", fake, raising=False)
     monkeypatch.setitem(sys.modules, "uservpn.demo", fake)
     monkeypatch.setattr(uservpn, "demo", fake, raising=False)
+    monkeypatch.setattr(os, "execv", _become)
     return fake
+
+
+def _become(program: str, words: list[str]) -> NoReturn:
+    """What the new program does, in this process."""
+    assert [program, *words[:4]] == [sys.executable, sys.executable, "-P", "-m", daemon.__name__]
+    sys.exit(daemon.run(Path(words[4]), tuple(words[5:])))
 
 
 # --- init ---------------------------------------------------------------------------------
@@ -374,6 +382,14 @@ def test_the_package_runs_as_a_module(home: Path) -> None:
     missing = python("-m", "uservpn", "check", "-c", str(home / "gone.toml"))
     assert missing.returncode == 2
     assert missing.stderr.startswith(f"uservpn: {home}/gone.toml: no such file")
+
+
+def test_the_daemon_has_no_command_line_in_memory() -> None:
+    code = (
+        "import sys, uservpn.cli.daemon, uservpn.app\n"
+        "print([name for name in sys.modules if name.startswith(('click', 'uservpn.cli.main'))])\n"
+    )
+    assert python("-c", code).stdout.strip() == "[]"
 
 
 def test_the_command_line_itself_loads_nothing_heavy() -> None:

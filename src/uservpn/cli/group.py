@@ -7,7 +7,6 @@ failed, 2 wrong usage or configuration. (USERVPN_TRACEBACK=1 lets a developer se
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +14,9 @@ from typing import Any, Final, TypeVar
 
 import click
 
+from uservpn.cli.failures import explain
 from uservpn.control import places
-from uservpn.errors import ConfigError, UservpnError
 
-EXIT_FAILED: Final = 1
-EXIT_USAGE: Final = 2
 _CONFIG_META: Final = "uservpn.config"
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
@@ -32,23 +29,15 @@ class Group(click.Group):
         """Run the command; every exception of ours ends in `ctx.exit`."""
         try:
             return super().invoke(ctx)
-        except ConfigError as error:
-            for problem in error.problems:
-                click.echo(f"uservpn: {problem}", err=True)
-            ctx.exit(EXIT_USAGE)
-        except UservpnError as error:
-            fail(ctx, str(error))
         except BrokenPipeError:
             raise  # click ends quietly when nobody reads the output
-        except OSError as error:
-            where = f"{error.filename}: " if error.filename else ""
-            fail(ctx, f"{where}{error.strerror or error}")
         except (click.ClickException, click.Abort, click.exceptions.Exit):
             raise
         except Exception as error:
-            if os.environ.get("USERVPN_TRACEBACK"):
-                raise
-            fail(ctx, f"internal error: {type(error).__name__}: {error}")
+            sentences, status = explain(error)
+            for sentence in sentences:
+                click.echo(f"uservpn: {sentence}", err=True)
+            ctx.exit(status)
 
 
 def config_option(function: FunctionT) -> FunctionT:
@@ -69,12 +58,6 @@ def config_path() -> Path:
     """The file that this invocation is about."""
     chosen = click.get_current_context().meta.get(_CONFIG_META)
     return chosen if isinstance(chosen, Path) else places.default_config_path()
-
-
-def fail(ctx: click.Context, sentence: str) -> None:
-    """End with status 1 and the sentence on standard error."""
-    click.echo(f"uservpn: {sentence}", err=True)
-    ctx.exit(EXIT_FAILED)
 
 
 def warn(sentences: tuple[str, ...]) -> None:

@@ -90,9 +90,9 @@ def init(
 @click.option("--server", "servers", metavar="ID=URL", multiple=True, help="One more server.")
 def run(servers: tuple[str, ...]) -> None:
     """Run the node until SIGTERM or Ctrl-C; SIGHUP reloads the configuration."""
-    from uservpn import app
+    from uservpn.cli.daemon import become
 
-    finish(app.run(config_path(), servers))
+    become(config_path(), servers)
 
 
 @cli.command()
