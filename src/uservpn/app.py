@@ -38,7 +38,7 @@ from uservpn.node.node import Node
 from uservpn.node.options import NodeOptions
 from uservpn.node.table import OVERHEAD
 from uservpn.runtime.allocator import give_back, keep_message_blocks
-from uservpn.runtime.boot import next_boot
+from uservpn.runtime.boot import instance_of, next_boot
 from uservpn.runtime.choosing import Choosing
 from uservpn.runtime.clock import monotonic, random_bytes, wall_offset
 from uservpn.runtime.cpu import lacks_aes
@@ -163,6 +163,7 @@ class Service:
             record=Record(config.node.id, boot, **_described(config)),
             grace_s=config.tunnel.grace,
             chacha=lacks_aes(),
+            instance=instance_of(state_dir) if state_dir else b"",
         )
         self.started_at = monotonic()
         self.node = Node(
@@ -262,6 +263,7 @@ class Service:
         self.node.describe(monotonic(), **_described(config))
         if "servers" in changed:
             self.node.set_servers(_servers(config.servers), monotonic())
+        self.node.retry_number(monotonic())
         self.driver.kick()
         self.exits.servers = tuple(_servers(config.servers))
         self.chooser.reconfigure(
@@ -359,7 +361,9 @@ class Service:
                 "boot": node.options.boot,
                 "uptime_s": round(now - self.started_at, 1),
                 "software": __version__,
+                "state": "standing back" if node.claims.is_back else "active",
             },
+            "duplicates": self._duplicates(now),
             "entry": str(config.entry.listen) if config.entry else None,
             "nodes": self._nodes(now),
             "links": links,
@@ -370,6 +374,19 @@ class Service:
             "chooser": report.counts(self.chooser),
             "exit": self.exit.snapshot() | {"tests": self.exit_tests.snapshot()},
         }
+
+    def _duplicates(self, now: float) -> list[dict[str, Any]]:
+        """Other nodes that had our number within the last hour."""
+        claims = self.node.claims
+        return [
+            {
+                "address": duplicate.address or None,
+                "heard_s": round(now - duplicate.heard_at, 1),
+                "outcome": "this node stands back" if duplicate.stays else "this node stays",
+                "retry_s": claims.retry_in(now) if duplicate.stays else None,
+            }
+            for duplicate in claims.duplicates(now)
+        ]
 
     def _nodes(self, now: float) -> list[dict[str, Any]]:
         """Every node but this one: what is on the list, and how it is reached."""

@@ -40,12 +40,16 @@ def take(tunnel, room: int, size_max: int, now: float):
 class Member:
     """A node of the world and what its owner saw."""
 
-    def __init__(self, world, node, servers, boot, keys, skew_s=0.0, record=None, nodes=b""):
+    def __init__(
+        self, world, node, servers, boot, keys, skew_s=0.0, record=None, nodes=b"", instance=b""
+    ):
         self.world = world
         self.id = node
+        self.address = "sim://x"
+        """Where others see its links come from."""
         self.skew_s = skew_s
         ring = KeyRing(keys)
-        options = NodeOptions(node, boot, servers, record)
+        options = NodeOptions(node, boot, servers, record, instance=instance)
         rng = random.Random(f"{world.seed}/{node}/{boot}")
         self.codec = HeaderCodec(ring)
         self.node = Node(
@@ -158,9 +162,10 @@ class World:
         return ROOM
 
     def add(
-        self, node: int, servers=None, boot=1000, keys=(KEY,), skew_s=0.0, record=None, nodes=b""
-    ) -> Member:
-        member = Member(self, node, servers or {}, boot, keys, skew_s, record, nodes)
+        self, node: int, servers=None, boot=1000, keys=(KEY,), skew_s=0.0, record=None, nodes=b"",
+        instance=b"",
+    ) -> Member:  # fmt: skip
+        member = Member(self, node, servers or {}, boot, keys, skew_s, record, nodes, instance)
         self.members[node] = member
         member.node.start(self.now)
         self.settle(member)
@@ -183,7 +188,7 @@ class World:
         self.links[self._link + 1] = (other, member)
         size, base = (70000, 0) if self.payload_max is None else (self.limit, BASE)
         there, here = self._link + 1, self._link
-        other.node.link_up(there, protocol, size, "sim://x", self.now, size_base=base)
+        other.node.link_up(there, protocol, size, member.address, self.now, size_base=base)
         member.node.link_up(here, protocol, size, endpoint, self.now, peer, endpoint, base)
         self.settle(member)
 

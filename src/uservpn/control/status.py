@@ -76,10 +76,21 @@ def _head(document: Mapping[str, Any]) -> str:
         f"up {_age(node.get('uptime_s'))}, uservpn {plain(node.get('software'))}",
         f"entry: {_entry(document.get('entry'))}",
     ]
+    lines += [_duplicate(duplicate) for duplicate in document.get("duplicates") or ()]
     version = document.get("version")
     if version != STATUS_VERSION:
         lines.insert(0, f"note: this is status version {plain(version)}, not {STATUS_VERSION}")
     return "\n".join(lines)
+
+
+def _duplicate(duplicate: Any) -> str:
+    """Another node with our number."""
+    row = duplicate if isinstance(duplicate, Mapping) else {}
+    line = f"duplicate: this number is also used at {plain(row.get('address'))}, "
+    line += f"heard {_age(row.get('heard_s'))} ago; {plain(row.get('outcome'))}"
+    if row.get("retry_s") is not None:
+        line += f" (tries again in {_age(row.get('retry_s'))}, or with a reload)"
+    return line
 
 
 def _entry(entry: Any) -> str:

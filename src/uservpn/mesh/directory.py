@@ -91,6 +91,12 @@ class Directory:
         self.generation += 1
         return True
 
+    def supersede(self, boot: int) -> None:
+        """Our own record takes a boot above this one, so that the list returns to it."""
+        self.own = replace(self.own, boot=max(boot, self.own.boot) + 1, version=0)
+        self._entries[self.own.node].record = self.own
+        self.generation += 1
+
     def merge(self, record: Record, now: float) -> Merge:
         """Takes a record over if it is newer than what is known."""
         entry = self._entries.get(record.node)

@@ -54,6 +54,8 @@ class Gossip:
         self._seldom_at = now + SELDOM_S / 2 + jitter(SELDOM_S)
         self._messages: list[tuple[NodeId, bytes]] = []
         self._news: list[NodeId] = []
+        self.contested_boot = 0
+        """Of a record of our own number that is none of ours; 0: there was none."""
 
     # --- outside events --------------------------------------------------------------------------
 
@@ -152,6 +154,8 @@ class Gossip:
             if result is Merge.NEWS:
                 self._news.append(record.node)
                 self._rumour(record.node, peer, now)
+            elif result is Merge.CONFLICT:
+                self.contested_boot = max(self.contested_boot, record.boot)
             elif result is Merge.OLDER:
                 newest = self.directory.get(record.node)
                 if newest is not None:

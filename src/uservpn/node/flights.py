@@ -16,14 +16,15 @@ TOKEN_SIZE: Final = 8
 SAMPLE_EVERY_S: Final = 1.0
 """The stamps of ordinary messages of one peer are looked at so often, at most."""
 ASKED_MAX: Final = 64
-_ANSWER: Final = struct.Struct(">8sQ3s3s")
+_ANSWER: Final = struct.Struct(">8sQ3s3s8s")
 
 
 class Flights:
     """The clocks of other nodes, and the hops of the ways to them."""
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: Table, instance: bytes) -> None:
         self._table = table
+        self._instance = instance
         self.clocks: dict[int, ClockFilter] = {}
         """By node number."""
         self._asked: dict[bytes, None] = {}
@@ -42,10 +43,12 @@ class Flights:
         return token
 
     def answer(self, header: Header, payload: bytes, now: float) -> bytes:
-        """What an ANSWER says: when the PROBE came, and the relays' stamps in it."""
+        """What an ANSWER says: when the PROBE came, the relays' stamps in it, and who we are."""
         received_us = int((now + self._table.wall_s) * 1e6)
         token = payload[:TOKEN_SIZE].ljust(TOKEN_SIZE, b"\0")
-        return _ANSWER.pack(token, received_us, header.stamp_hop1, header.stamp_hop2)
+        return _ANSWER.pack(
+            token, received_us, header.stamp_hop1, header.stamp_hop2, self._instance
+        )
 
     # --- outside events --------------------------------------------------------------------------
 
@@ -57,7 +60,7 @@ class Flights:
         if len(payload) < _ANSWER.size:
             self._table.counters.peer_faults += 1
             return
-        token, received_us, *stamps = _ANSWER.unpack_from(payload)
+        token, received_us, *stamps, peer.instance = _ANSWER.unpack_from(payload)
         nodes = (*entry.hops, peer.id)
         ours = now + self._table.wall_s
         received = received_us / 1e6

@@ -84,6 +84,11 @@ class Members:
         if self.directory.update_own(**changes):
             self.gossip.own_changed(now)
 
+    def supersede(self, boot: int, now: float) -> None:
+        """Publishes this node's record above a contested one."""
+        self.directory.supersede(boot)
+        self.gossip.own_changed(now)
+
     def learn(self, record: Record) -> None:
         """A record came, or changed: where its node can be dialled. `arrange` after the last."""
         self.routes.forgive(record.node)
@@ -144,6 +149,8 @@ class Members:
     def _kept(self) -> set[NodeId]:
         """Whom to keep a link to while nobody needs it."""
         table = self._table
+        if table.is_back:
+            return set()
         servers = [record.node for record in self.directory if record.fixed_endpoints()]
         if self.directory.own.roles & Role.SERVER:
             return topology.kept_by_server(table.me, servers) | set(table.servers)

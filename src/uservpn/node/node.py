@@ -4,6 +4,7 @@ A `Node` routes between its parts and holds the rules that need several of them:
 what a new boot ends, what a lost link means. The parts share one `Table` of peers and links:
 
     Admission   which messages may act (first contacts, challenges, notices)
+    Numbers     two nodes with one number
     Members     the node list: records, gossip, whom to keep a link to
     Relaying    ways over other nodes, and what passes over this one
     Sizing      how large the messages of datagram links may be
@@ -24,14 +25,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from uservpn.errors import Fault, PeerFault, StreamFault
+from uservpn.mesh.claims import INSTANCE_SIZE, Claims, StandBack
 from uservpn.mesh.contact import Dead, Dial, GiveUp, LinkState, Probe
 from uservpn.mesh.records import Record
-from uservpn.node.admission import CHALLENGE_SIZE, Admission
+from uservpn.node.admission import Admission
 from uservpn.node.flights import Flights
 from uservpn.node.mailing import Mailing
 from uservpn.node.members import Members
+from uservpn.node.numbers import Numbers
 from uservpn.node.options import CloseWanted, DialWanted, NodeEvent, NodeOptions
 from uservpn.node.reach import Reach
+from uservpn.node.relay import Reason
 from uservpn.node.relaying import Loss, Relaying
 from uservpn.node.sending import Batches, Room, Sender
 from uservpn.node.sizing import Sizing
@@ -74,7 +78,10 @@ class Node:
         self._admission = Admission(self.table, now)
         self._sizing = Sizing(self.table)
         self._mailing = Mailing(self.table)
-        self.flights = Flights(self.table)
+        instance = options.instance or random(INSTANCE_SIZE)
+        self.flights = Flights(self.table, instance)
+        self.claims = Claims(options.node, options.boot, instance, self.table.jitter, now)
+        self.numbers = Numbers(self.table, self.members, self.claims)
         self._sender = Sender(self.table, self.relaying, self._sizing)
         self._dues: dict[int, float] = {}
         self._soonest: float | None = None
@@ -98,8 +105,13 @@ class Node:
         """A new stream that leaves the mesh at `exit`.
 
         Raises:
-            StreamFault: the exit is unknown, or cannot be reached and nothing is being tried.
+            StreamFault: the exit is unknown, or cannot be reached and nothing is being tried, or
+                this node stands back (its number is another one's).
         """
+        if self.table.is_back:
+            raise StreamFault(
+                Fault.NOT_ALLOWED, f"duplicate of node {self.options.node}: standing back"
+            )
         peer = self.peers.get(exit)
         if peer is None:
             raise StreamFault(Fault.EXIT_DEAD, f"node {exit} is not known")
@@ -245,6 +257,9 @@ class Node:
         Sealed payloads up to `size_max` fit. A link that loses what is too large for its path, without
         a word, also has a `size_base` that no path is too small for.
         """
+        if self.table.is_back:
+            self.table.events.append(CloseWanted(link))
+            return
         entry = self.links[link] = LinkEntry(size_max - OVERHEAD, protocol, remote)
         if size_base:
             self._sizing.link_up(entry, size_base, size_max)
@@ -293,6 +308,8 @@ class Node:
             self.relaying.seek(peer, now)
         if not peer.contact.links:
             self.table.tell(peer.id, f"lost the link to node {peer.id} ({entry.remote}): {reason}")
+        if peer.rival is not None:
+            self._yield_number(peer, now)
 
     def dial_failed(
         self, peer: NodeId, endpoint: str, refused: bool, detail: str, now: float,
@@ -327,6 +344,9 @@ class Node:
         peer = self.table.touched[header.origin] = self.table.peer(NodeId(header.origin))
         session = peer.session
         boot = session.peer_boot
+        if header.boot != boot and boot and self.numbers.judge(peer, link, header, body, now):
+            self._yield_number(peer, now)
+            return
         payload = session.open_bound(header, body) if header.flags & FLAG_BOUND else None
         if payload is None:
             payload = self._admission.open(peer, link, header, body, now)
@@ -400,7 +420,12 @@ class Node:
             if peer.contact.links:
                 self.directory.heard(peer.id, peer.contact.heard_at or 0.0)
                 peer.tunnel.on_deadline(now)
+            if peer.rival is not None:
+                self._yield_number(peer, now)
+                self.numbers.on_deadline(peer, now)
             self._follow(peer, now)
+        self.claims.on_deadline(now)
+        self._follow_claims(now)
 
     def next_deadline(self) -> float | None:
         """When `on_deadline` wants to be called."""
@@ -418,7 +443,7 @@ class Node:
             table.touched = busy
             self._soonest = min(self._dues.values(), default=None)
         times = [self._soonest, self.members.gossip.next_deadline(), self._sizing.next_deadline()]
-        times.append(self.reach.next_deadline())
+        times += (self.reach.next_deadline(), self.claims.next_deadline())
         if table.unproven:
             times.append(next(iter(table.unproven.values())))
         return min((time for time in times if time is not None), default=None)
@@ -486,6 +511,8 @@ class Node:
         table = self.table
         for plan in peer.contact.take_plans():
             match plan:
+                case Dial(endpoint) if table.is_back:
+                    peer.contact.dial_failed(endpoint, False, "this node stands back", now)
                 case Dial(endpoint):
                     table.events.append(DialWanted(peer.id, endpoint))
                 case Probe(link, True):
@@ -511,6 +538,62 @@ class Node:
         self.table.tell(peer.id, text, "warning")
         peer.tunnel.fail_all(Fault.EXIT_DEAD)
 
+    # --- one number, two nodes -------------------------------------------------------------------
+
+    def retry_number(self, now: float) -> None:
+        """Does the number belong to us now? Only asked when this node stands back."""
+        self.claims.retry(now)
+        self._follow_claims(now)
+
+    def _yield_number(self, peer: Peer, now: float) -> None:
+        """The known node is gone: its links end, and what the other one said is heard."""
+        if not self.numbers.is_gone(peer, now):
+            return
+        rival = peer.rival
+        assert rival is not None
+        peer.rival = None
+        for state in [*peer.contact.links, *peer.contact.unproved]:
+            self.table.events.append(CloseWanted(state.link))
+            self.link_down(state.link, "silent while its number came from elsewhere", now)
+        for link, header, body in rival.held:
+            self.receive(link, header, body, now)
+
+    def _follow_claims(self, now: float) -> None:
+        """Carries out what follows from claims to our number."""
+        for plan in self.numbers.follow(now):
+            if isinstance(plan, StandBack):
+                self._stand_back(plan.address, now)
+            else:
+                self.table.is_back = False
+                self.table.tell(self.table.me, f"trying again as node {self.table.me}")
+                self.start(now)
+
+    def _stand_back(self, address: str, now: float) -> None:
+        """Leaves the mesh: streams end, peers hear it, links close, none is dialled."""
+        table = self.table
+        text = (
+            f"duplicate: node {table.me} stands back, its number belongs to {address or 'another'}"
+        )
+        table.tell(table.me, text, "warning")
+        self.goodbye()
+        table.is_back = True
+        for peer in self.peers.values():
+            peer.tunnel.fail_all(Fault.EXIT_DEAD)
+            for state in [*peer.contact.links, *peer.contact.unproved]:
+                if state.link < 0:
+                    self.link_down(state.link, "standing back", now)
+        table.events += [CloseWanted(link) for link in self.links]
+        self._arrange(now)
+
+    def _outdated(self, peer: Peer, payload: bytes, now: float) -> None:
+        """To this peer our boot is an old one: it gets a higher one. To it, we restarted."""
+        if self.numbers.renew(peer, int.from_bytes(payload[:8], "big"), now):
+            peer.tunnel.abort(Fault.EXIT_DEAD)
+            self.table.events += peer.tunnel.take_events()
+            self._new_tunnel(peer)
+            for state in [*peer.contact.links, *peer.contact.unproved]:
+                self.table.probe(peer, state.link, now)
+
     def _new_boot(self, peer: Peer, old: int) -> None:
         """The peer was started anew (or is heard for the first time)."""
         peer.held = [held for held in peer.held if held[0].boot == peer.session.peer_boot]
@@ -519,15 +602,19 @@ class Node:
             self.table.tell(peer.id, text, "warning")
             peer.tunnel.abort(Fault.EXIT_DEAD)
             self.table.events += peer.tunnel.take_events()
-            rtt_s = peer.tunnel.rtt_s
-            peer.tunnel = self.table.new_tunnel(peer.id)
-            for state in peer.contact.links:
-                peer.tunnel.path_up(self.links[state.link].new_path(state.link), False)
-            for state in peer.contact.unproved:
-                self.links[state.link].new_path(state.link)
-            peer.tunnel.rtt_s = rtt_s
+            self._new_tunnel(peer)
             peer.mail.peer_restarted()
             self.flights.restarted(peer)
+
+    def _new_tunnel(self, peer: Peer) -> None:
+        """A tunnel that has carried nothing, over the links that stand."""
+        rtt_s = peer.tunnel.rtt_s
+        peer.tunnel = self.table.new_tunnel(peer.id)
+        for state in peer.contact.links:
+            peer.tunnel.path_up(self.links[state.link].new_path(state.link), False)
+        for state in peer.contact.unproved:
+            self.links[state.link].new_path(state.link)
+        peer.tunnel.rtt_s = rtt_s
 
     def _act(self, peer: Peer, link: LinkId, header: Header, payload: bytes, now: float) -> None:
         """A message that is genuine, fresh and for us."""
@@ -607,6 +694,9 @@ class Node:
         elif kind == Kind.GOSSIP:
             if self.members.hear(peer, link, payload, now):
                 self._seek_ways(now)
+            if self.members.gossip.contested_boot > self.directory.own.boot:
+                self.claims.contradicted(self.members.gossip.contested_boot, now)
+                self._follow_claims(now)
         elif kind == Kind.PROBE:
             answer = self.flights.answer(header, payload, now) + self.table.padding()
             outbox.append((link, Kind.ANSWER, answer, 0))
@@ -618,15 +708,22 @@ class Node:
         elif kind == Kind.REACH:
             self._act_reach(peer, link, entry, payload, now)
         elif kind == Kind.UNREACHABLE:
+            if payload[2:3] == bytes((Reason.OLD_BOOT,)) and payload[0] in self.peers:
+                self._outdated(self.peers[payload[0]], payload[7:15], now)
             self._drop_ways(self.relaying.hear_unreachable(peer, payload, now), now)
         elif kind == Kind.CHALLENGE:
             if peer.session.first_boot == peer.session.peer_boot:
-                outbox.append((link, Kind.ECHO, payload[:CHALLENGE_SIZE], 0))
+                outbox.append((link, Kind.ECHO, self.numbers.echo(payload, now), 0))
                 peer.probes.clear()  # held over there: their answers would tell too long a flight
                 self.table.probe(peer, link, now)
         elif kind == Kind.ECHO:
             for held in self._admission.release(peer, payload):
                 self._act(peer, held.link, held.header, held.payload, now)
+        elif kind in (Kind.DUPLICATE, Kind.CLAIM):
+            self.numbers.hear(peer, link, kind, payload, now)
+            self._follow_claims(now)
+        elif kind == Kind.OUTDATED:
+            self._outdated(peer, payload, now)
         elif kind == Kind.GOODBYE:
             self._end_streams(peer, f"node {peer.id} stops")
             self.table.events.append(CloseWanted(link))
@@ -677,6 +774,8 @@ class Node:
         self, peer: Peer, link: LinkId, entry: LinkEntry, header: Header, payload: bytes, now: float
     ) -> None:
         """How long one round trip over this link took, or how large a message may be."""
+        if peer.rival is not None:
+            self.numbers.answered(peer, payload[:8], now)
         probe = peer.probes.pop(payload[:8], None)
         if probe is not None and probe[0] != link:
             self._act_strayed(peer, probe[0], now)

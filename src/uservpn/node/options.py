@@ -24,6 +24,8 @@ class NodeOptions:
     keepalive_s: float = 600.0
     grace_s: float = 60.0
     chacha: bool = False
+    instance: bytes = b""
+    """8 bytes that stay the same from start to start; none: random ones, which tell no restart."""
     protocols: frozenset[str] = frozenset()
     """Those of the links that can be opened; empty: all."""
 

@@ -34,6 +34,8 @@ class Reason(enum.IntEnum):
 
     NO_LINK = 1
     TOO_LARGE = 2
+    OLD_BOOT = 3
+    """One of the same origin with a higher boot has passed here."""
 
 
 class Waiting(NamedTuple):
@@ -87,6 +89,12 @@ class Freshness:
     def __len__(self) -> int:
         """Pairs with a window."""
         return len(self._flows)
+
+    def boot_of(self, origin: int, destination: int) -> int:
+        """The newest boot of this origin that has passed to this destination; 0: none."""
+        key = origin, destination
+        flow = self._flows.get(key)
+        return flow.boot if flow is not None else self._ended.get(key, (0, -1))[0]
 
     def admit(self, header: Header) -> bool:
         """Is it new? (Its header is genuine.)."""

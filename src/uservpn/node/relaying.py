@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+from uservpn.mesh.flight import unwrap
 from uservpn.mesh.routes import Route, Routes
+from uservpn.node.numbers import FRESH_S
 from uservpn.node.relay import Reason, Relay, next_hop
 from uservpn.node.table import OVERHEAD, UNPROVEN_S, LinkEntry, Peer, Table
 from uservpn.types import Buffer, LinkId, NodeId
@@ -51,6 +53,10 @@ class Relaying:
             return
         if not self.relay.freshness.admit(header):
             self.relay.counters.stale += 1
+            boot = self.relay.freshness.boot_of(header.origin, header.destination)
+            ours = now + table.wall_s
+            if header.boot < boot and abs(unwrap(header.stamp, ours) - ours) <= FRESH_S:
+                self._tell_unreachable(header, ends[1], Reason.OLD_BOOT, 0, now, boot)
             return
         onward = table.peers.get(ends[1])
         state = onward.contact.direct() if onward is not None else None
@@ -96,7 +102,7 @@ class Relaying:
         return [(link, reason) for (_, hops), link in self._ways.items() if hops[0] == peer.id]
 
     def _tell_unreachable(
-        self, header: Header, to: int, reason: Reason, size_max: int, now: float
+        self, header: Header, to: int, reason: Reason, size_max: int, now: float, boot: int = 0
     ) -> None:
         """The origin learns that its message did not go on, a few times a second at most."""
         table = self._table
@@ -117,6 +123,7 @@ class Relaying:
         if link is not None:
             table.touch(origin)
             payload = bytes((header.destination, to, reason)) + size_max.to_bytes(4, "big")
+            payload += boot.to_bytes(8, "big")
             origin.outbox.append((link, Kind.UNREACHABLE, payload, header.boot))
 
     # --- our own ways ----------------------------------------------------------------------------

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
+from uservpn.mesh.claims import Claim
 from uservpn.mesh.contact import Contact, LinkState
 from uservpn.mesh.flight import Leg
 from uservpn.mesh.mailbox import Mailbox
@@ -70,6 +71,26 @@ class LinkEntry:
         return self.hops[0] << 8 | (self.hops[1] if len(self.hops) > 1 else 0)
 
 
+@dataclass(slots=True)
+class Rival:
+    """Another boot of a node that is linked (node/numbers.py)."""
+
+    boot: int
+    link: LinkId
+    value: bytes
+    since: float
+    again_at: float
+    claim: Claim | None = None
+    """What it echoed: it lives."""
+    tokens: set[bytes] = field(default_factory=set)
+    is_known_alive: bool = False
+    """The known node answered a probe that was sent after the rival had come."""
+    is_told: bool = False
+    """The log tells of it."""
+    held: list[tuple[LinkId, Header, bytes]] = field(default_factory=list)
+    held_size: int = 0
+
+
 class Peer:
     """All that is known of one other node."""
 
@@ -79,6 +100,11 @@ class Peer:
         self.contact = contact
         self.tunnel = tunnel
         self.mail = Mailbox()
+        self.rival: Rival | None = None
+        """Another boot of it, while it is not known whether that is a restart or another node."""
+        self.instance = b""
+        """What it said of itself; empty: not heard yet."""
+        self.renewed_at = 0.0
         self.held: list[tuple[Header, bytes, LinkId]] = []
         self.challenge = b""
         self.notice_at = 0.0
@@ -129,6 +155,8 @@ class Peer:
         due = contact.next_deadline()
         if self.route_at is not None and (due is None or self.route_at < due):
             due = self.route_at
+        if self.rival is not None and (due is None or self.rival.again_at < due):
+            due = self.rival.again_at
         if contact.has_mail:
             other = self.mail.next_deadline()
             if other is not None and (due is None or other < due):
@@ -173,6 +201,8 @@ class Table:
         self.counters = Counters()
         self.events: list[NodeEvent] = []
         self.touched: dict[int, Peer] = {}
+        self.is_back = False
+        """This node stands back: another one has its number (node/numbers.py)."""
         self.late: dict[int, Peer] = {}
         """Those that what is done for another one touched, while the touched ones are gone through."""
         self.is_taking = False

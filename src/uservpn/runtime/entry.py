@@ -365,7 +365,7 @@ class EntryConnection(Pump):
             stream = self.driver.open(chosen, host, port, self)
         except StreamFault as error:
             self._tell_failed(error.fault)
-            self.refuse(handshake.answer(error.fault))
+            self.refuse(handshake.answer(error.fault, error.detail))
             return
         self._trip = Trip()
         self.attach(stream)

@@ -355,7 +355,7 @@ class HttpSession:
             self._origin = Origin(self, choice, *self._target)
         except StreamFault as error:
             self.connection.entry.chooser.failed(choice, *self._target, error.fault)
-            self._tell(error.fault)
+            self._tell(error.fault, error.detail)
             return False
         self._send_origin(request)
         return True

@@ -59,6 +59,15 @@ class Kind(enum.IntEnum):
     """Of a MESSAGE that asked for it."""
     REACH = 14
     """How its receiver, or its origin, can be reached (node/reach.py)."""
+    DUPLICATE = 15
+    """Another live node has your number; its claim (node/numbers.py)."""
+    CLAIM = 16
+    """'This number is mine', flooded (mesh/claims.py)."""
+    OUTDATED = 17
+    """'Your boot is below one of your number that I have known'."""
+    JOIN = 18
+    """From somebody who has no number yet: which ones are taken? (node/door.py)."""
+    JOINED = 19
 
 
 # --- implementation -------------------------------------------------------------------------------

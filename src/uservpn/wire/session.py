@@ -181,6 +181,36 @@ class Session:
             return None
         return FirstContact(payload[TIME_SIZE:], int.from_bytes(payload[:TIME_SIZE], "big"))
 
+    def peek(self, header: Header, body: Buffer) -> FirstContact | None:
+        """Opens a message of any boot, seen before or not, and changes nothing: it may not act."""
+        is_bound = header.flags & FLAG_BOUND
+        associated = header.associated + (self._my_boot_bytes if is_bound else b"")
+        payload = self._decrypt(header, body, associated)
+        if payload is None or is_bound:
+            return None if payload is None else FirstContact(payload, 0)
+        if len(payload) < TIME_SIZE:
+            return None
+        return FirstContact(payload[TIME_SIZE:], int.from_bytes(payload[:TIME_SIZE], "big"))
+
+    @property
+    def my_boot(self) -> int:
+        """The boot that this end uses towards the peer."""
+        return self._my_boot
+
+    def renewed(self, boot: int, codec: HeaderCodec) -> Session:
+        """The same peer, under a higher boot of ours: to it, this node was started anew.
+
+        What the peer sends is still taken once; what it has bound to the boot before is dead.
+        """
+        assert boot > self._my_boot
+        chacha = bool(self._flags & FLAG_CHACHA)
+        new = Session(self._ring, codec, self._me, boot, self.peer, chacha)
+        new.peer_boot = self.peer_boot
+        new.first_boot = self.first_boot
+        new._peer_boot_bytes = self._peer_boot_bytes
+        new._window = self._window
+        return new
+
     def accept_first(self, header: Header) -> bool:
         """Acts on a first contact that was found fresh or was confirmed; False: seen before."""
         if header.boot < self.peer_boot:
