@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from uservpn.kit.endpoint import Endpoint
 from uservpn.mesh.records import EndpointKind, Known
 
 STAGGER_S: Final = 0.15
@@ -74,7 +75,7 @@ def preferred(
 
 
 def _host(endpoint: str) -> str:
-    return endpoint.partition("://")[2].rpartition(":")[0].strip("[]")
+    return Endpoint.parse(endpoint).host
 
 
 def _is_private(host: str) -> bool:
