@@ -269,8 +269,8 @@ class Service:
         self.chooser.reconfigure(
             _default_target(config), config.chooser.rules, config.chooser.session_idle
         )
+        self.countries.close()  # the database may be another one under the same name
         if "geo" in changed:
-            self.countries.close()
             self.countries = Countries(config.geo.enabled, config.geo.database)
         if "exit" in changed:
             self.exit.reconfigure(_policy(config), resolver)
@@ -542,7 +542,13 @@ async def _until_stopped(
             log.info("stopping")
             return
         try:
-            changed = await service.reconfigure(load(config_path, servers))
+            # long lists take their time to read, and nobody waits for that
+            config = await asyncio.get_running_loop().run_in_executor(
+                None, load, config_path, servers
+            )
+            for warning in config.warnings:
+                log.warning("%s", warning)
+            changed = await service.reconfigure(config)
             log.info("configuration reread: %s", ", ".join(sorted(changed)) or "nothing changed")
         except (ConfigError, OSError) as error:
             log.error("configuration not taken over, the old one stays: %s", error)

@@ -13,9 +13,9 @@ LIMIT_S = 60
 
 
 @contextlib.contextmanager
-def echo():
+def echo(address: str = "127.0.0.1"):
     """A site that sends back what it gets; its port."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with socket.create_server((address, 0)) as listener:
 
         def serve(peer: socket.socket) -> None:
             with contextlib.suppress(OSError), peer:

@@ -175,6 +175,14 @@ def test_a_rule_that_is_never_reached_is_warned_of() -> None:
     assert read(BASE + limited).warnings == ()
 
 
+def test_who_looks_for_the_node_does_not_read_its_rules(place: Path) -> None:
+    text = BASE + "[chooser]\nsession_idle = '1h'\nrules = [{ file = 'no such list', exit = 1 }]\n"
+    chooser = parse(text, place, with_rules=False).chooser
+    assert chooser.rules is None and chooser.session_idle == 3600
+    with pytest.raises(ConfigError):
+        parse(text, place)
+
+
 # --- what is wrong ------------------------------------------------------------------------------
 
 

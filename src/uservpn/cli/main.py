@@ -238,7 +238,7 @@ def key(ctx: click.Context) -> None:
         return
     from uservpn.control.config import fingerprint
 
-    for index, secret in enumerate(_load().network.keys):
+    for index, secret in enumerate(_load(with_rules=False).network.keys):
         role = "sends and receives" if index == 0 else "receives"
         click.echo(f"{fingerprint(secret)}  {role}")
 
@@ -269,10 +269,10 @@ def _control_socket() -> Path:
     from uservpn.control import places
     from uservpn.control.config import state_dir_of
 
-    return places.control_socket(state_dir_of(_load()))
+    return places.control_socket(state_dir_of(_load(with_rules=False)))
 
 
-def _load(servers: tuple[str, ...] = ()) -> Config:
+def _load(servers: tuple[str, ...] = (), *, with_rules: bool = True) -> Config:
     from uservpn.control.config import load
 
-    return load(config_path(), servers)
+    return load(config_path(), servers, with_rules=with_rules)

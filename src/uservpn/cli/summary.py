@@ -29,6 +29,7 @@ def summary(path: Path, config: Config) -> str:
         f"chooser  default {config.chooser.default}, "
         f"session idle {format_duration(config.chooser.session_idle)}",
         *_rules(config),
+        *_geo(config),
         f"state    {state_dir_of(config)}",
     ]
     return "\n".join(lines)
@@ -77,6 +78,16 @@ def _rules(config: Config) -> list[str]:
         how = _PICKS[group.pick.value]
         lines.append(f"group    {name}: {how} {_list(group.members)}")
     return lines
+
+
+def _geo(config: Config) -> list[str]:
+    """Where the countries of addresses come from, where that is told."""
+    geo = config.geo
+    if geo.enabled is False:
+        return ["geo      off"]
+    if geo.database is not None:
+        return [f"geo      {geo.database}"]
+    return ["geo      iptocc"] if geo.enabled is True else []
 
 
 _PICKS: Final = {

@@ -70,10 +70,12 @@ __all__ = [
 CONFIG_SIZE_MAX: Final = 1 << 20
 
 
-def load(path: Path, extra_servers: Sequence[str] = ()) -> Config:
+def load(path: Path, extra_servers: Sequence[str] = (), *, with_rules: bool = True) -> Config:
     """Read the file at `path` and the `ID=URL` texts of `--server`.
 
-    Raises ConfigError with one sentence per problem, all that can be told at once.
+    `with_rules` False is for those who only want to find the running node: rules and their lists, which
+    may be long, are not read. Raises ConfigError with one sentence per problem, all that can be
+    told at once.
     """
     problems = Problems(str(path))
     content = read_file(path, CONFIG_SIZE_MAX)
@@ -87,11 +89,16 @@ def load(path: Path, extra_servers: Sequence[str] = ()) -> Config:
         line = content.data.count(b"\n", 0, error.start) + 1
         problems.note(f"found bytes that are not UTF-8 ({error.reason}); allowed: UTF-8", line)
         raise ConfigError(problems.sentences) from None
-    return parse(text, path, extra_servers, warnings)
+    return parse(text, path, extra_servers, warnings, with_rules=with_rules)
 
 
 def parse(
-    text: str, path: Path, extra_servers: Sequence[str] = (), warnings: Iterable[str] = ()
+    text: str,
+    path: Path,
+    extra_servers: Sequence[str] = (),
+    warnings: Iterable[str] = (),
+    *,
+    with_rules: bool = True,
 ) -> Config:
     """Like `load`, for a text already in hand; `path` names it and anchors relative paths."""
     problems = Problems(str(path), text)
@@ -99,7 +106,7 @@ def parse(
     if document is None:
         raise ConfigError(problems.sentences)
     reader = Reader(document, path, problems, list(warnings))
-    config = reader.read(extra_servers)
+    config = reader.read(extra_servers, with_rules=with_rules)
     if config is None:
         raise ConfigError(problems.sentences)
     return config

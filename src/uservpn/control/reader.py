@@ -94,14 +94,14 @@ class Reader:
         self._warnings = warnings
         self._protocols = _Protocols()
 
-    def read(self, extra_servers: Sequence[str]) -> Config | None:
+    def read(self, extra_servers: Sequence[str], *, with_rules: bool) -> Config | None:
         """The configuration, or None when there are problems."""
         note_unknown(self._document, (), SECTIONS, self._problems)
         network = self._network()
         node = self._node()
         servers = self._servers(extra_servers, node)
         entry, is_exit = self._entry(), self._exit()
-        tunnel, chooser, geo = self._tunnel(), self._chooser(node), self._geo()
+        tunnel, chooser, geo = self._tunnel(), self._chooser(node, with_rules), self._geo()
         control, update = self._control(), self._update()
         if self._problems.sentences or network is None or node is None:
             assert self._problems.sentences
@@ -243,7 +243,7 @@ class Reader:
             self._duration(("tunnel", "grace"), raw.grace, GRACE_RANGE_S, default.grace),
         )
 
-    def _chooser(self, node: NodeConfig | None) -> ChooserConfig:
+    def _chooser(self, node: NodeConfig | None, with_rules: bool) -> ChooserConfig:
         raw = read_section(self._document, "chooser", RawChooser, self._problems)
         idle = self._duration(
             ("chooser", "session_idle"),
@@ -251,6 +251,8 @@ class Reader:
             SESSION_IDLE_RANGE_S,
             ChooserConfig().session_idle,
         )
+        if not with_rules:
+            return ChooserConfig(session_idle=idle)
         if not raw.rules and not raw.groups:
             return ChooserConfig(self._exit_choice(raw.default, {}), idle)
         from uservpn.control.rules import RulesReader  # memory, for nodes that have rules
