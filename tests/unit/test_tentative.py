@@ -140,3 +140,18 @@ def test_who_is_heard_over_relays_alone_is_asked_directly():
     assert not contact.take_plans()
     contact.heard(direct[1], 7.6)
     assert contact.best() is direct[1]
+
+
+def test_that_nobody_is_there_is_believed_only_of_places_that_are_the_peers_for_good():
+    """Elsewhere a router may have said it, of a port that it does not know yet."""
+    contact = _contact(UDP)
+    fixed = contact.link_up(1, "udp", UDP, True, 0.0, is_lossy=True)
+    accepted = contact.link_up(2, "udp", "udp://192.0.2.9:999", False, 0.0, is_lossy=True)
+    assert contact.believes_refusal(fixed) and not contact.believes_refusal(accepted)
+    behind_nat = "udp://198.51.100.1:4000"
+    contact.punch([behind_nat], 1.0)
+    assert Dial(behind_nat) in contact.take_plans()
+    punched = contact.link_up(3, "udp", behind_nat, True, 1.0, is_lossy=True)
+    assert not contact.believes_refusal(punched)
+    contact.proved(punched, 1.1)
+    assert not contact.believes_refusal(punched)

@@ -77,6 +77,7 @@ class Owner:
 
     def link_refused(self, link) -> None:
         self.closed.append((link, "refused"))
+        link.close()
         self.news.set()
 
     async def until(self, condition) -> None:
@@ -569,7 +570,8 @@ def test_a_dial_to_where_nobody_is_ends_refused(run, host):
         async with Bench(host) as bench:
             bench.sock.close()
             link = await bench.dial(bench.sock.port)
-            await bench.here.until(lambda: (link, "refused") in bench.here.closed)
+            await bench.here.until(lambda: (link, "closed") in bench.here.closed)
+            assert (link, "refused") in bench.here.closed
             assert link.address not in link.sock.links
 
     run(work)
@@ -594,7 +596,7 @@ def test_a_link_whose_peer_was_killed_ends_refused_with_the_first_repeated_quest
                 if bench.here.closed:
                     break
                 await asyncio.sleep(0.02)
-            assert bench.here.closed == [(bench.link, "refused")]
+            assert bench.here.closed[0] == (bench.link, "refused")
 
     run(work)
 

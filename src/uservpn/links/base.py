@@ -88,7 +88,7 @@ class LinkOwner(Protocol):
         """The link is gone."""
 
     def link_refused(self, link: Link) -> None:
-        """As `link_closed`: nobody is there, says the machine at the other end."""
+        """Nobody is there, says the machine at the other end. Whether that is believed, the owner decides."""
 
 
 class Listener(Protocol):

@@ -131,7 +131,7 @@ class UdpLink:
         self.sock.forget(self)
 
     def ask(self) -> None:
-        """Is anybody there? If not, a dialled link ends soon."""
+        """Is anybody there? If not, the owner of a dialled link hears of it soon."""
         if self.is_dialled and self.knock is None:
             self.knock = Knock(self.sock.family, self.address, self._refused)
 
@@ -150,7 +150,8 @@ class UdpLink:
             self.knock = None
 
     def _refused(self) -> None:
-        self.sock.forget(self, is_refused=True)
+        self.knock = None
+        self.owner.link_refused(self)
 
 
 class Acceptor(Protocol):
@@ -224,17 +225,14 @@ class UdpSocket:
             link.heard()  # nobody waits for an answer any more
         self._sock.close()
 
-    def forget(self, link: UdpLink, reason: str = "closed", is_refused: bool = False) -> None:
+    def forget(self, link: UdpLink, reason: str = "closed") -> None:
         """The link is no more; its owner is told soon."""
         if self.links.get(link.address) is link:
             del self.links[link.address]
         self._waiting.pop(link.id, None)
         if link.knock is not None:
             link.knock.cancel()
-        if is_refused:
-            self._loop.call_soon(link.owner.link_refused, link)
-        else:
-            self._loop.call_soon(link.owner.link_closed, link, reason)
+        self._loop.call_soon(link.owner.link_closed, link, reason)
 
     def adopt(self, link: UdpLink) -> None:
         """The link moves here from another socket."""

@@ -268,6 +268,10 @@ class Contact:
         else:
             self._seek_other(now)
 
+    def believes_refusal(self, state: LinkState) -> bool:
+        """Does "nobody is there" end this link?"""
+        return state.dialled and not state.is_punch and self.dials.is_fixed(state.endpoint)
+
     def heard(self, state: LinkState, now: float) -> None:
         """A genuine message came over this link."""
         self.heard_at = now

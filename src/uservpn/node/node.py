@@ -311,6 +311,19 @@ class Node:
         if peer.rival is not None:
             self._yield_number(peer, now)
 
+    def link_refused(self, link: LinkId, now: float) -> bool:
+        """The other machine says that nobody is there; True: it is believed, and the link is gone.
+
+        Only of a place that is the peer's for good: in front of another one a router may have said it.
+        """
+        entry = self.links.get(link)
+        if entry is None or entry.peer is None or entry.state is None:
+            return False
+        if not entry.peer.contact.believes_refusal(entry.state):
+            return False
+        self.link_down(link, "refused", now, refused=True)
+        return True
+
     def dial_failed(
         self, peer: NodeId, endpoint: str, refused: bool, detail: str, now: float,
         offline: bool = False,

@@ -291,10 +291,11 @@ class Driver:
             self._stillborn.add(link.id)
 
     def link_refused(self, link: Link) -> None:
-        """The link is gone: nobody is there."""
-        if self.links.pop(link.id, None) is not None:
-            self.node.link_down(link.id, "refused", monotonic(), refused=True)
-            self.kick()
+        """Nobody is there: the link ends if the node believes it."""
+        if self.node.link_refused(link.id, monotonic()):
+            self.links.pop(link.id, None)
+            link.close()
+        self.kick()
 
     # --- the loop --------------------------------------------------------------------------------
 
