@@ -49,10 +49,12 @@ from uservpn.runtime.exit_tests import ExitTests
 from uservpn.runtime.exits_view import ExitsView
 from uservpn.runtime.geo import Countries
 from uservpn.runtime.kept import KeptConnections
+from uservpn.runtime.netwatch import NetWatch
 from uservpn.runtime.nodes_file import load_nodes, save_nodes
 from uservpn.runtime.pinger import Pinger
 from uservpn.runtime.resolver import Resolver
 from uservpn.runtime.state_keeper import StateKeeper
+from uservpn.runtime.timejump import TimeJump
 from uservpn.types import NodeId
 from uservpn.wire.header import HeaderCodec
 from uservpn.wire.keys import KeyRing
@@ -176,6 +178,8 @@ class Service:
         )
         self.driver = Driver(self.node, load_plugins(_protocols(config)), loop, self._offer)
         self.driver.find_plugin = _find_plugin
+        self._net_watch = NetWatch(loop, self.driver.network_changed)
+        self._time_jump = TimeJump(loop, self.driver.clock_jumped)
         self._resolver = self._new_resolver(config)
         self.kept = KeptConnections(loop)
         self.countries = Countries(config.geo.enabled, config.geo.database)
@@ -212,7 +216,9 @@ class Service:
         if self.memory is not None:
             self.memory.load()
         self.entry = await self._new_entry(config)
-        self.driver.start()
+        self._net_watch.start()
+        self._time_jump.start()
+        self.driver.start(self._net_watch.network, self._net_watch.is_watching)
 
     async def close(self) -> None:
         """Ends everything; entry first, so that programs hear it."""
@@ -226,6 +232,8 @@ class Service:
         self.kept.close()
         self.exit.close()
         await self._resolver.close()
+        self._net_watch.close()
+        self._time_jump.close()
         await self.driver.close()
 
     async def reconfigure(self, config: Config) -> frozenset[str]:

@@ -108,7 +108,7 @@ def test_what_is_not_fixed_and_failed_is_left_alone_for_longer_each_time():
         dials.failed(B, False, now)
         now = dials.retry_at()
     assert waits == [AGAIN_S * 2**n for n in range(4)]
-    dials.forget_failures()
+    dials.forget()
     dials.start(now, ())
     assert set(dials.take_due(now + 1)) == {A, B}
 

@@ -294,7 +294,7 @@ def test_plug_ins_with_sockets_of_a_node_are_made_once_for_each_node_and_closed_
         one, two = (make_driver({"fake": factory}, node, {}) for node in (1, 2))
         one.add_plugins({"fake": factory})  # as a reload does
         assert len(factory.made) == 2
-        one.rebind()
+        one._wake(0.0)
         assert one.sockets() == [{"protocol": "fake"}]
         await one.close()
         assert [plugin.calls for plugin in factory.made] == [["rebind", "close"], []]

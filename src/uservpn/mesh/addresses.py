@@ -146,8 +146,10 @@ class Dials:
             if self._places[endpoint].protocol != protocol
         ]
 
-    def forget_failures(self) -> None:
-        """The network is another one: everything is worth a try."""
+    def forget(self) -> None:
+        """The network is another one: everything is worth a try, and what is under way leads nowhere."""
+        self._queue.clear()
+        self._under_way.clear()
         for place in self._places.values():
             place.failures = 0
             place.retry_at = 0.0

@@ -417,7 +417,7 @@ class Contact:
         has come through may take seconds to find that out.
         """
         self._failures = self._other_failures = 0
-        self.dials.forget_failures()
+        self.dials.forget()
         for state in self.links:
             self._ask(state, now)
         if not self._is_wanted() or not self.endpoints:
@@ -587,9 +587,10 @@ class Contact:
 
         A NAT forgets them long before their next keep-alive, and they are quickly dialled again.
         """
-        if not any(not s.is_lossy and not s.relayed and not s.probed for s in self.links):
-            return []
-        return [s for s in self.links if s.is_lossy and s.dialled and not s.keep_s]
+        spare = [s for s in self.links if s.is_lossy and s.dialled and not s.keep_s]
+        if spare and any(not s.is_lossy and not s.relayed and not s.probed for s in self.links):
+            return spare
+        return []
 
     def _keep_at(self, state: LinkState) -> float:
         span = min(state.keep_s or self._keepalive_s, self._keepalive_s)

@@ -85,7 +85,9 @@ class Reach:
 
     def endpoints(self) -> tuple[Known, ...]:
         """What belongs into the own record."""
-        places = [*self._fixed, *self._local]
+        places = list(self._fixed)
+        texts = {place.endpoint for place in places}
+        places += [place for place in self._local if place.endpoint not in texts]
         if self.wants_reach:
             texts = {place.endpoint for place in places}
             seen = [str(endpoint) for endpoint in self.observed.usable()][:OBSERVED_MAX]

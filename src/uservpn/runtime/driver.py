@@ -8,8 +8,9 @@ next deadline. An idle node has exactly that timer and nothing else.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any, Final, cast
 
@@ -28,6 +29,7 @@ from uservpn.node.options import (
     Pong,
 )
 from uservpn.runtime.clock import monotonic, suspended_for, wall_offset
+from uservpn.runtime.netwatch import Network
 from uservpn.runtime.pump import Pump
 from uservpn.tunnel.events import Data, Finished, Offered, Opened, Reset, Room
 from uservpn.tunnel.stream import Stream, StreamOwner
@@ -40,6 +42,8 @@ _EPSILON_S: Final = 0.002
 _CLOCKS_S: Final = 1.0
 """What is known of the wall clock is at most this old whenever it counts."""
 _SLEPT_S: Final = 1.0
+_NO_WAY: Final = (errno.ENETUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL)
+"""Errors of a machine that is offline."""
 JOIN_FROM: Final = 8
 """Fewer events are handed on as they are."""
 JOIN_MAX: Final = 16 << 10
@@ -85,6 +89,9 @@ class Driver:
         self._wall_at = 0.0
         self._suspended = suspended_for()
         self._is_closed = False
+        self._network: Network | None = None
+        self._is_watched = False
+        self._is_started = False
         self.add_plugins(plugins)
 
     # --- life ------------------------------------------------------------------------------------
@@ -100,15 +107,26 @@ class Driver:
         """Listens on one more endpoint. Raises OSError."""
         plugin = self.plugins[endpoint.protocol]
         self.listening[str(endpoint)] = await plugin.serve(endpoint, self.node.codec, self)
+        if self._is_started:
+            self._tell_places()
 
     def unlisten(self, endpoint: Endpoint) -> None:
         """Stops listening; links that stand are not touched."""
         server = self.listening.pop(str(endpoint), None)
         if server is not None:
             server.close()
+            self._tell_places()
 
-    def start(self) -> None:
-        """Dials the configured servers."""
+    def start(self, network: Network | None = None, is_watched: bool = False) -> None:
+        """Dials the configured servers.
+
+        `network` is what the machine is connected to now; if that is watched, `network_changed` tells
+        of every change, and where there is no way out nothing is dialled until then.
+        """
+        self._network = network
+        self._is_watched = is_watched
+        self._is_started = True
+        self._tell_places()
         self.node.start(monotonic())
         self.kick()
 
@@ -132,10 +150,44 @@ class Driver:
             if handle is not None:
                 handle.cancel()
 
-    def rebind(self) -> None:
-        """The machine slept or its network changed: fresh sockets where links share them."""
+    def network_changed(self, network: Network) -> None:
+        """Addresses or ways out are others now: links from an address that is gone end at once."""
+        log.info("the network has changed: %s", ", ".join(network.sources) or "no way out")
+        self._network = network
+        self._tell_places()
+        hosts = {interface.partition("/")[0] for interface in network.interfaces}
+        for link in list(self.links.values()):
+            if link.caps.is_reliable and not _is_still_ours(link.local, hosts):
+                del self.links[link.id]
+                link.close()
+                self.node.link_down(link.id, "its address is gone", monotonic())
+        self._wake(monotonic())
+
+    def clock_jumped(self) -> None:
+        """The machine slept, or its clock was set: the clocks are looked at now."""
+        self._wall_at = float("-inf")
+        self.kick()
+
+    def _wake(self, now: float) -> None:
+        """Whatever was under way is begun anew, from sockets that are right for the network of now."""
+        for task in list(self._tasks):
+            task.cancel()
         for plugin in self._node_plugins():
             plugin.rebind()
+        self.node.wake(now)
+        self.kick()
+
+    def _tell_places(self) -> None:
+        """The node learns of the machine's addresses, and of where it can be reached on them."""
+        if self._network is None:
+            return
+        places = [
+            str(place)
+            for text in self.listening
+            for place in _places(Endpoint.parse(text), self._network.interfaces)
+        ]
+        self.node.moved(places, self._network.interfaces, monotonic())
+        self.kick()
 
     def sockets(self) -> list[dict[str, Any]]:
         """The sockets that links share, for status."""
@@ -358,8 +410,7 @@ class Driver:
         suspended = suspended_for()
         if suspended - self._suspended > _SLEPT_S:
             log.info("the machine slept for %.0f s: trying every peer", suspended - self._suspended)
-            self.rebind()
-            self.node.wake(now)
+            self._wake(now)
         self._suspended = suspended
 
     def _up(self, link: Link, peer: NodeId | None = None, endpoint: str = "") -> None:
@@ -404,7 +455,8 @@ class Driver:
         except (OSError, TimeoutError) as error:
             refused = isinstance(error, ConnectionRefusedError)
             detail = "no answer in time" if isinstance(error, TimeoutError) else str(error)
-            self._dial_failed(peer, text, refused, detail)
+            offline = self._is_watched and getattr(error, "errno", None) in _NO_WAY
+            self._dial_failed(peer, text, refused, detail, offline)
             return
         except Exception as error:  # a plug-in's own trouble: for the node a dial like any other
             log.exception("a dial failed in a way nobody thought of")
@@ -427,8 +479,10 @@ class Driver:
                 self.add_plugins({protocol: found})
         return self.plugins.get(protocol)
 
-    def _dial_failed(self, peer: NodeId, text: str, refused: bool, detail: str) -> None:
-        self.node.dial_failed(peer, text, refused, detail, monotonic())
+    def _dial_failed(
+        self, peer: NodeId, text: str, refused: bool, detail: str, offline: bool = False
+    ) -> None:
+        self.node.dial_failed(peer, text, refused, detail, monotonic(), offline)
         self.kick()
 
     def _on_close(self, event: CloseWanted) -> None:
@@ -509,6 +563,24 @@ def _chunk_of(event: NodeEvent) -> tuple[Any, bool]:
     if type(event) is Data and len(event.chunk) <= JOIN_MAX:
         return event.stream, True
     return None, False
+
+
+def _places(listening: Endpoint, interfaces: Sequence[str]) -> list[Endpoint]:
+    """Where in its own networks a machine is reached that listens there."""
+    hosts = [interface.partition("/")[0] for interface in interfaces]
+    if not listening.address.is_wildcard:
+        return [listening] if listening.host in hosts else []
+    is_ipv6 = ":" in listening.host
+    return [listening._replace(host=host) for host in hosts if (":" in host) == is_ipv6]
+
+
+def _is_still_ours(local: str, hosts: Collection[str]) -> bool:
+    """Is the local end of a link at an address that the machine (still) has?"""
+    try:
+        address = Endpoint.parse(local).address
+    except ValueError:
+        return True
+    return address.is_loopback or address.is_wildcard or address.host in hosts
 
 
 _HANDLERS: Final[dict[type, Callable[..., None]]] = {
