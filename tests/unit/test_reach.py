@@ -269,7 +269,7 @@ def test_how_long_a_nat_remembers_is_found_and_used(timeout_s, least, most):
     exit = net.add(
         60, Role.EXIT | Role.RELAY, net.nat(NatKind.PORT_RESTRICTED, timeout_s=timeout_s)
     )
-    net.run(1800)
+    net.run(3 * 3600)
     assert least <= exit.node.reach.bindings.binding.interval_s <= most
     missed = 0
     for _ in range(1200):

@@ -61,10 +61,10 @@ def preferred(
     is_neighbour = not seen.isdisjoint(observed)
     places: list[tuple[int, Known]] = []
     for place in known:
-        host = _host(place.endpoint)
         if place.endpoint in own and place.kind != EndpointKind.FIXED:
             continue
         if place.kind == EndpointKind.LOCAL:
+            host = _host(place.endpoint)
             if networks.holds(host):
                 places.append((0, place))
             elif is_neighbour or not _is_private(host):
@@ -75,7 +75,11 @@ def preferred(
 
 
 def _host(endpoint: str) -> str:
-    return Endpoint.parse(endpoint).host
+    """The address in it; what is no endpoint (a plug-in's own form) stands for itself."""
+    try:
+        return Endpoint.parse(endpoint).host
+    except ValueError:
+        return endpoint
 
 
 def _is_private(host: str) -> bool:
