@@ -494,6 +494,16 @@ def run(config_path: Path, servers: tuple[str, ...]) -> int:
         return runner.run(_serve(config, config_path, servers))
 
 
+def ask_taken_numbers(config: Config) -> set[int]:
+    """The numbers that the configured servers know to be taken. Raises UservpnError."""
+    from uservpn.runtime.joining import taken_numbers  # for this one command
+
+    servers = {server.id: server.endpoints for server in config.servers}
+    ring = KeyRing(config.network.keys)
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        return runner.run(taken_numbers(ring, servers, load_plugins(_protocols(config))))
+
+
 async def _serve(config: Config, config_path: Path, servers: tuple[str, ...]) -> int:
     loop = asyncio.get_running_loop()
     state_dir = state_dir_of(config)

@@ -167,7 +167,8 @@ def test_init_refuses_to_overwrite_unless_forced(config: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "part"),
     [
-        (["--id", "0"], "1<=x<=254"),
+        (["--id", "0"], "allowed: 1 to 254, or auto"),
+        (["--id", "auto"], "--key-file"),
         ([], "Missing option '--id'"),
         (["--id", "1", "--listen", "tcp://example.com:1"], "the name 'example.com'"),
         (["--id", "1", "--server", "2=nonsense"], "not an endpoint"),

@@ -9,6 +9,7 @@ how a second node joins the first. One that does not exist is made.
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -17,7 +18,7 @@ import click
 
 from uservpn.control import config as configuration
 from uservpn.control.config import Config, ServerLine
-from uservpn.errors import ConfigError
+from uservpn.errors import ConfigError, UservpnError
 
 DEFAULT_ENTRY: Final = "127.0.0.1:1080"
 
@@ -54,6 +55,28 @@ def write_initial(path: Path, options: InitOptions) -> Config:
     text = _render(options, path, fresh if key_file is None else None, key_file)
     _write(path, text, may_replace=options.force)
     return configuration.load(path)
+
+
+def free_number(path: Path, options: InitOptions) -> int:
+    """A number that no node of the mesh has, asked of the servers in `options` (its own `id` is ignored).
+
+    Raises ConfigError when an option is wrong, UservpnError when no server answers or none is free.
+    """
+    key_file = options.key_file.expanduser().absolute() if options.key_file else None
+    if key_file is None or not os.path.lexists(key_file):
+        raise ConfigError(["command line: --key-file: a free number needs the key of the mesh"])
+    servers = {line.id for line in _server_lines(options.servers)}
+    if not servers:
+        raise ConfigError(["command line: --server: a free number needs a server to ask"])
+    trial = next(number for number in range(1, 255) if number not in servers)
+    text = _render(options._replace(id=trial), path, None, key_file)
+    config = configuration.parse(text, path)
+    from uservpn import app  # after the options proved right: it is much to load
+
+    free = set(range(1, 255)) - servers - app.ask_taken_numbers(config)
+    if not free:
+        raise UservpnError("all 254 numbers are taken")
+    return secrets.choice(sorted(free))
 
 
 def next_steps(path: Path, config: Config) -> str:

@@ -1,6 +1,7 @@
 """The command line: `uservpn COMMAND`.
 
     init     write a first configuration        status   what a running node is doing
+    join     the same, with a free number
     check    read the configuration, say what   demo     a client and two exits on loopback
              is wrong or what it means          key      fingerprints; `key new` makes a key
     run      run the node                       nodes    the nodes of the mesh
@@ -35,54 +36,97 @@ def cli() -> None:
     """A user-space VPN to the internet: several exits behind one SOCKS5 proxy."""
 
 
-@cli.command()
-@config_option
-@click.option("--id", "number", type=click.IntRange(1, 254), required=True, help="This node.")
-@click.option("--name", help="A name for people.")
-@click.option("--country", metavar="CC", help="Where the node is, such as DE.")
-@click.option("--listen", metavar="URL", multiple=True, help="Such as tcp://0.0.0.0:7000.")
-@click.option("--public", metavar="URL", multiple=True, help="A fixed address of this node.")
-@click.option(
-    "--entry",
-    metavar="[ADDRESS:PORT]",
-    is_flag=False,
-    flag_value="127.0.0.1:1080",
-    help="Listen here for programs (default without --listen: 127.0.0.1:1080).",
-)
-@click.option(
-    "--exit/--no-exit", "is_exit", default=None, help="Be an exit (default: with --listen)."
-)
-@click.option(
-    "--server", "servers", metavar="ID=URL", multiple=True, help="A server to start from."
-)
-@click.option(
-    "--key-file",
-    metavar="FILE",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Keep the key there; the file is made if it does not exist.",
-)
-@click.option("--force", is_flag=True, help="Overwrite the configuration file.")
-def init(
-    number: int,
-    name: str | None,
-    country: str | None,
-    listen: tuple[str, ...],
-    public: tuple[str, ...],
-    entry: str | None,
-    is_exit: bool | None,
-    servers: tuple[str, ...],
-    key_file: Path | None,
-    force: bool,
-) -> None:
-    """Write a new configuration, with a fresh key."""
-    from uservpn.cli.init import InitOptions, next_steps, write_initial
+def _number(_ctx: click.Context, _option: click.Parameter, text: str) -> int:
+    """1 to 254, or 0 for `auto`."""
+    if text == "auto":
+        return 0
+    if text.isascii() and text.isdecimal() and 1 <= int(text) <= 254:
+        return int(text)
+    raise click.BadParameter(f"{text!r} is no node number; allowed: 1 to 254, or auto")
 
-    options = InitOptions(
-        number, name, country, listen, public, entry, is_exit, servers, key_file, force
-    )
+
+def _initial_options(function: Any) -> Any:
+    """What `init` and `join` have in common."""
+    for option in reversed(
+        (
+            click.option("--name", help="A name for people."),
+            click.option("--country", metavar="CC", help="Where the node is, such as DE."),
+            click.option(
+                "--listen", metavar="URL", multiple=True, help="Such as tcp://0.0.0.0:7000."
+            ),
+            click.option(
+                "--public", metavar="URL", multiple=True, help="A fixed address of this node."
+            ),
+            click.option(
+                "--entry",
+                metavar="[ADDRESS:PORT]",
+                is_flag=False,
+                flag_value="127.0.0.1:1080",
+                help="Listen here for programs (default without --listen: 127.0.0.1:1080).",
+            ),
+            click.option(
+                "--exit/--no-exit",
+                "is_exit",
+                default=None,
+                help="Be an exit (default: with --listen).",
+            ),
+            click.option(
+                "--server",
+                "servers",
+                metavar="ID=URL",
+                multiple=True,
+                help="A server to start from.",
+            ),
+            click.option(
+                "--key-file",
+                metavar="FILE",
+                type=click.Path(dir_okay=False, path_type=Path),
+                help="The key is kept there; `init` makes the file if it does not exist.",
+            ),
+            click.option("--force", is_flag=True, help="Overwrite the configuration file."),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+def _write_initial(number: int, **given: Any) -> None:
+    from uservpn.cli.init import InitOptions, free_number, next_steps, write_initial
+
+    options = InitOptions(number, **given)
+    if not number:
+        options = options._replace(id=free_number(config_path(), options))
+        click.echo(f"Number {options.id} is free.")
     config = write_initial(config_path(), options)
     warn(config.warnings)
     click.echo(next_steps(config_path(), config))
+
+
+@cli.command()
+@config_option
+@click.option(
+    "--id",
+    "number",
+    metavar="NUMBER",
+    callback=_number,
+    required=True,
+    help="This node; auto: a number that is free.",
+)
+@_initial_options
+def init(number: int, **given: Any) -> None:
+    """Write a new configuration, with a fresh key."""
+    _write_initial(number, **given)
+
+
+@cli.command()
+@config_option
+@_initial_options
+def join(**given: Any) -> None:
+    """Write a configuration with a number that is free, as a server of the mesh says.
+
+    Needs --server ID=URL and --key-file with the key of the mesh.
+    """
+    _write_initial(0, **given)
 
 
 @cli.command()

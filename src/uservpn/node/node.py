@@ -5,6 +5,7 @@ what a new boot ends, what a lost link means. The parts share one `Table` of pee
 
     Admission   which messages may act (first contacts, challenges, notices)
     Numbers     two nodes with one number
+    Door        which numbers are taken, for newcomers
     Members     the node list: records, gossip, whom to keep a link to
     Relaying    ways over other nodes, and what passes over this one
     Sizing      how large the messages of datagram links may be
@@ -29,6 +30,7 @@ from uservpn.mesh.claims import INSTANCE_SIZE, Claims, StandBack
 from uservpn.mesh.contact import Dead, Dial, GiveUp, LinkState, Probe
 from uservpn.mesh.records import Record
 from uservpn.node.admission import Admission
+from uservpn.node.door import Door
 from uservpn.node.flights import Flights
 from uservpn.node.mailing import Mailing
 from uservpn.node.members import Members
@@ -82,6 +84,7 @@ class Node:
         self.flights = Flights(self.table, instance)
         self.claims = Claims(options.node, options.boot, instance, self.table.jitter, now)
         self.numbers = Numbers(self.table, self.members, self.claims)
+        self.door = Door(self.table, self.directory)
         self._sender = Sender(self.table, self.relaying, self._sizing)
         self._dues: dict[int, float] = {}
         self._soonest: float | None = None
@@ -352,7 +355,10 @@ class Node:
         if header.hop1:
             link = self.relaying.arrival(link, header, now)
         if header.origin == self.options.node or not link:
-            self.counters.misdirected += 1
+            if header.kind == Kind.JOIN and link:
+                self.door.knock(link, header, body, now)
+            else:
+                self.counters.misdirected += 1
             return
         peer = self.table.touched[header.origin] = self.table.peer(NodeId(header.origin))
         session = peer.session

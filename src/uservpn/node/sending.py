@@ -37,6 +37,8 @@ class Sender:
     def take(self, room: Room, now: float) -> Batches:
         """Of every touched peer, what may leave now."""
         out: Batches = []
+        if self._table.strays:
+            out, self._table.strays = self._table.strays, []
         if not self._table.touched:
             return out
         wall_ms = int((now + self._table.wall_s) * 1000)

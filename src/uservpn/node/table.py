@@ -206,6 +206,8 @@ class Table:
         self.late: dict[int, Peer] = {}
         """Those that what is done for another one touched, while the touched ones are gone through."""
         self.is_taking = False
+        self.strays: list[tuple[LinkId, list[bytes]]] = []
+        """Sealed messages to whoever is at the other end of a link, and is no peer (node/door.py)."""
         self.unproven: dict[LinkId, float] = {}
         """Links that nobody has proved to be his, and until when they may stay; soonest first."""
         self._ring = ring
@@ -238,9 +240,7 @@ class Table:
         peer = self.peers.get(node)
         if peer is None:
             options = self.options
-            session = Session(
-                self._ring, self.codec, options.node, options.boot, node, options.chacha
-            )
+            session = self.session(node)
             contact = Contact(
                 self.servers.get(node, ()),
                 keepalive_s=options.keepalive_s,
@@ -250,6 +250,11 @@ class Table:
             contact.is_kept = node in self.servers
             peer = self.peers[node] = Peer(session, contact, self.new_tunnel(node))
         return peer
+
+    def session(self, node: NodeId) -> Session:
+        """A wire session that has sealed nothing; one alone for each node, or nonces would repeat."""
+        options = self.options
+        return Session(self._ring, self.codec, options.node, options.boot, node, options.chacha)
 
     def new_tunnel(self, node: NodeId) -> Tunnel:
         """A tunnel that has carried nothing yet."""

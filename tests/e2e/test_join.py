@@ -1,0 +1,60 @@
+"""`uservpn join` (R03): a newcomer with the key and one server's address gets a free number, and runs."""
+
+from __future__ import annotations
+
+import subprocess
+
+from mesh import KEY, USERVPN, NodeProcess, free_port, server_text, wait_until
+
+
+def _join(folder, port, *words, server="1", protocol="tcp", command=("join",)):
+    return subprocess.run(
+        [*USERVPN, *command, "-c", str(folder / "c.toml"), "--key-file", str(folder / "key"),
+         "--server", f"{server}={protocol}://127.0.0.1:{port}", *words],
+        capture_output=True, text=True, timeout=40, check=False,
+    )  # fmt: skip
+
+
+def test_a_newcomer_gets_a_free_number_and_is_a_member(tmp_path):
+    port = free_port()
+    text = server_text(tmp_path / "1", port)
+    text = text.replace(f'listen = ["tcp://127.0.0.1:{port}"]',
+                        f'listen = ["tcp://127.0.0.1:{port}", "udp://127.0.0.1:{port}"]')  # fmt: skip
+    assert "udp://" in text
+    server = NodeProcess(tmp_path / "1", text)
+    nodes = [server]
+    try:
+        for number, protocol in enumerate(("tcp", "udp")):
+            folder = tmp_path / f"n{number}"
+            folder.mkdir()
+            (folder / "key").write_text(KEY + "\n")
+            done = _join(folder, port, "--entry", f"127.0.0.1:{free_port()}", protocol=protocol)
+            assert done.returncode == 0, done.stderr
+            assert "is free." in done.stdout
+            config = (folder / "c.toml").read_text()
+            config = config.replace("[node]", f'[node]\nstate_dir = "{folder}/s"')
+            nodes.append(NodeProcess(folder, config))
+            wait_until(nodes[-1].is_linked)
+        rows = {row["id"] for row in server.status()["nodes"]}
+        assert len(rows) == 2 and 1 not in rows
+        assert not any(node.status()["duplicates"] for node in nodes)
+        again = tmp_path / "again"
+        again.mkdir()
+        (again / "key").write_text(KEY + "\n")
+        done = _join(again, port, "--id", "auto", command=("init",))
+        assert done.returncode == 0, done.stderr
+        (again / "key").write_text(KEY.replace("AAEC", "BBEC") + "\n")
+        for words, sentence in (
+            ({"port": port}, "another key, or it is not node 1"),
+            ({"port": port, "server": "2"}, "another key, or it is not node 2"),
+            ({"port": free_port()}, "refused"),
+        ):
+            done = _join(again, **words, command=("join", "--force"))
+            assert done.returncode == 1 and sentence in done.stderr, (done.stdout, done.stderr)
+        (again / "key").unlink()
+        done = _join(again, port, command=("join", "--force"))
+        assert done.returncode == 2 and "--key-file" in done.stderr
+    finally:
+        for node in reversed(nodes):
+            node.stop()
+    assert "Traceback" not in "".join(node.log.read_text() for node in nodes)
