@@ -20,7 +20,7 @@ def test_a_server_that_was_never_reached_is_dead_after_the_grace_time():
     """No refusal, no link, no answer: a program must not wait for ever."""
     world = World()
     world.unreachable.add(1)
-    client = world.add(7, {1: ("sim://1",)})
+    client = world.add(7, {1: ("sim://10.0.0.1:1",)})
     world.run(5)
     stream = _open(world, client)
     world.run(55)
@@ -74,7 +74,7 @@ def test_a_server_added_to_the_configuration_is_dialled():
     world, client, _server = pair()
     other = world.add(2)
     world.run(1)
-    client.node.set_servers({1: ("sim://1",), 2: ("sim://2",)}, world.now)
+    client.node.set_servers({1: ("sim://10.0.0.1:1",), 2: ("sim://10.0.0.2:1",)}, world.now)
     world.settle(client)
     stream = client.node.open(2, "site.test", 80, None, world.now)
     client.send(stream, b"hello")
@@ -93,7 +93,7 @@ def test_a_server_taken_from_the_configuration_hears_that_its_streams_ended():
     assert client.resets[stream.id] is Fault.EXIT_DEAD
     assert stream.id in server.resets
     assert not client.node.links and not client.node.peers[1].contact.links
-    client.node.set_servers({1: ("sim://1",)}, world.now)
+    client.node.set_servers({1: ("sim://10.0.0.1:1",)}, world.now)
     world.settle(client)
     again = _open(world, client, b"again")
     world.run(1)
@@ -120,7 +120,7 @@ def test_keep_alives_of_several_links_do_not_fall_together():
     world = World(seed=5)
     for node in range(1, 6):
         world.add(node)
-    world.add(7, {node: (f"sim://{node}",) for node in range(1, 6)})
+    world.add(7, {node: (f"sim://10.0.0.{node}:1",) for node in range(1, 6)})
     world.run(5)
     times = []
     carry = world.carry

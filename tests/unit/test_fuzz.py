@@ -123,7 +123,7 @@ def test_a_node_that_hears_nonsense_under_the_right_key_stays_up(seed):
     """Every kind, known or not, with random payloads: the other peer's stream is not disturbed."""
     rng = random.Random(seed)
     world, client, server = pair(seed=seed)
-    rogue = world.add(9, {1: ("sim://1",)})
+    rogue = world.add(9, {1: ("sim://10.0.0.1:1",)})
     world.run(1)
     session = rogue.node.peers[1].session
     link = next(iter(rogue.node.links))

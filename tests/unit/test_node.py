@@ -128,7 +128,7 @@ def test_wall_clocks_that_jump_disturb_nothing_that_runs():
             assert bytes(server.received[again.id]) == b"again"
             world.crash(7)
             world.members.pop(7)
-            late = world.add(7, {1: ("sim://1",)}, boot=2000)
+            late = world.add(7, {1: ("sim://10.0.0.1:1",)}, boot=2000)
             third = _open(world, late, b"third")
             world.run(3)
             assert bytes(server.received[third.id])[-5:] == b"third"
@@ -156,7 +156,7 @@ def test_held_first_contacts_are_bounded_in_bytes():
     """A clock an hour wrong and large first messages: held up to a limit, the rest is asked for."""
     world = World()
     server = world.add(1)
-    client = world.add(7, {1: ("sim://1",)}, skew_s=3600.0)
+    client = world.add(7, {1: ("sim://10.0.0.1:1",)}, skew_s=3600.0)
     data = random.Random(1).randbytes(60_000)
     streams = [_open(world, client, data) for _ in range(60)]
     most = 0
@@ -199,7 +199,7 @@ def test_a_peer_that_never_reads_costs_bounded_memory():
 def test_a_flush_looks_only_at_peers_with_something_to_do():
     """With 50 idle peers one message costs the work of one peer."""
     world = World()
-    client = world.add(254, {node: (f"sim://{node}",) for node in range(1, 51)})
+    client = world.add(254, {node: (f"sim://10.0.0.{node}:1",) for node in range(1, 51)})
     for node in range(1, 51):
         world.add(node)
     world.run(200)

@@ -112,8 +112,8 @@ def test_a_batch_of_two_boots_follows_the_newer_one():
     world, sent = _messages_of_a_client()
     again, _, _ = pair(delay=0.01)
     assert again is not world
-    fresh = Member(world, 7, {1: ("sim://1",)}, 2000, (bytes(range(32)),))
-    fresh.node.link_up(1, "sim", 70_000, "sim://1", world.now, 1, "sim://1")
+    fresh = Member(world, 7, {1: ("sim://10.0.0.1:1",)}, 2000, (bytes(range(32)),))
+    fresh.node.link_up(1, "sim", 70_000, "sim://10.0.0.1:1", world.now, 1, "sim://10.0.0.1:1")
     ((_, hello),) = fresh.node.take_transmits(lambda link: 1 << 19, world.now)
     together = Sink(world)
     together.hear([*sent[:60], (hello[0], hello[1]), *sent[60:]], 500)

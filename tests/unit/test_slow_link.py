@@ -110,7 +110,7 @@ class SlowWorld(World):
 def test_bulk_over_64_kbit_lets_small_messages_by_and_keeps_its_link():
     world = SlowWorld()
     server = world.add(1)
-    client = world.add(7, {1: ("sim://1",)})
+    client = world.add(7, {1: ("sim://10.0.0.1:1",)})
     world.run(2)
     bulk = client.node.open(1, "bulk.test", 80, None, world.now)
     client.send(bulk, bytes(400_000), finish=True)

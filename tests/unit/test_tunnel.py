@@ -175,7 +175,7 @@ def test_a_black_hole_shorter_than_the_grace_time_costs_nothing():
 def test_a_clock_wrong_by_an_hour_works_one_round_trip_later_and_is_named():
     world = World()
     server = world.add(1)
-    client = world.add(7, {1: ("sim://1",)}, skew_s=3600.0)
+    client = world.add(7, {1: ("sim://10.0.0.1:1",)}, skew_s=3600.0)
     stream = client.node.open(1, "site.test", 80, None, world.now)
     client.send(stream, b"late", finish=True)
     world.settle(client)
@@ -239,7 +239,7 @@ def test_keep_alives_of_both_sides_hold_an_idle_link(world_hours=2):
 def test_a_wrong_key_is_silence_and_is_named():
     world = World()
     server = world.add(1)
-    client = world.add(7, {1: ("sim://1",)}, keys=(bytes(32),))
+    client = world.add(7, {1: ("sim://10.0.0.1:1",)}, keys=(bytes(32),))
     world.run(9)
     assert server.codec.stranger_count > 0 and not server.node.peers
     assert "wrong key" in client.node.peers[1].contact.last_failure
@@ -248,7 +248,7 @@ def test_a_wrong_key_is_silence_and_is_named():
 def test_several_keys_the_first_seals_all_open():
     world = World()
     server = world.add(1, keys=(bytes(32), KEY))
-    client = world.add(7, {1: ("sim://1",)}, keys=(KEY, bytes(32)))
+    client = world.add(7, {1: ("sim://10.0.0.1:1",)}, keys=(KEY, bytes(32)))
     stream = client.node.open(1, "site.test", 80, None, world.now)
     client.send(stream, b"rotated")
     world.settle(client)

@@ -278,5 +278,5 @@ def pair(**options):
     """A client (7) and a server (1)."""
     world = World(**options)
     server = world.add(1)
-    client = world.add(7, {1: ("sim://1",)})
+    client = world.add(7, {1: ("sim://10.0.0.1:1",)})
     return world, client, server
