@@ -601,6 +601,24 @@ def test_a_link_whose_peer_was_killed_ends_refused_with_the_first_repeated_quest
     run(work)
 
 
+def test_what_is_seldom_sent_and_never_answered_raises_no_question(run):
+    """Keep-alives: an idle node would else ask, and wake up, with each of them."""
+    rng = random.Random(3)
+
+    async def work() -> None:
+        async with Bench() as bench:
+            bench.link.heard()
+            bench.link.send(_message(1, 100, rng))
+            bench.link.asked_at -= udp_socket.RECENT_S + 1  # so long ago was that
+            bench.link.send(_message(2, 100, rng))
+            assert bench.link.knock is None
+            bench.link.asked_at -= udp_socket.QUIET_S + 1
+            bench.link.send(_message(3, 100, rng))
+            assert bench.link.knock is not None
+
+    run(work)
+
+
 def test_a_refusal_of_a_link_that_is_heard_counts_for_nothing(run, monkeypatch):
     """A router may refuse what does not come from the link's own port; ICMP can be forged."""
     monkeypatch.setattr(knock, "SILENCE_S", 0.1)

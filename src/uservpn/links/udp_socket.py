@@ -43,6 +43,8 @@ PAUSE_S: Final = 1.0
 """A socket that cannot be read is left alone for so long."""
 QUIET_S: Final = 1.0
 """Who sends more so long after what was not answered asks whether anybody is there."""
+RECENT_S: Final = 10.0
+"""...but not so long after: keep-alives are not answered."""
 ASK_EVERY_S: Final = 4.0
 MESSAGE_MIN: Final = HEADER_SIZE + TAG_SIZE
 _ANCILLARY_SIZE: Final = socket.CMSG_SPACE(4) + socket.CMSG_SPACE(gso.PKTINFO6.size)
@@ -258,11 +260,12 @@ class UdpSocket:
         """Headers and payloads in turns; whatever cannot go now is queued, beyond QUEUE_MAX dropped."""
         if self._is_closed:
             return
-        if not link.is_unanswered:
+        now = self._loop.time()
+        if not link.is_unanswered or now > link.asked_at + RECENT_S:
             link.is_unanswered = True
-            link.asked_at = self._loop.time()
-        elif self._loop.time() >= link.asked_at + QUIET_S:
-            link.asked_at = self._loop.time() + ASK_EVERY_S
+            link.asked_at = now
+        elif now >= link.asked_at + QUIET_S:
+            link.asked_at = now + ASK_EVERY_S
             link.heard_nothing()
         rest: Sequence[Buffer] = batch if self._queue else self._write(link, batch)
         if not rest:
