@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from uservpn.chooser.index import Kind
 from uservpn.chooser.lists import PROBLEMS_MAX, Form, ListFile
 from uservpn.chooser.rules import RuleSet, RuleSetBuilder
 from uservpn.chooser.targets import Target
+
+ROUNDS = int(os.environ.get("USERVPN_FUZZ", "1"))
 
 LISTS = Path(__file__).with_name("lists")
 
@@ -263,6 +266,7 @@ PIECES = st.sampled_from(
 )
 
 
+@settings(max_examples=100 * ROUNDS, deadline=None)
 @given(st.lists(PIECES | st.text(max_size=5), max_size=20).map("".join), st.sampled_from(Form))
 def test_any_text_is_a_list_with_conditions_problems_or_both(text: str, form: Form) -> None:
     listed = ListFile(text, form)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from uservpn.chooser import automata, patterns
 from uservpn.chooser.automata import Automaton
 from uservpn.chooser.patterns import Pattern, Unsupported
+
+ROUNDS = int(os.environ.get("USERVPN_FUZZ", "1"))
 
 ATOMS = st.sampled_from(
     [
@@ -53,6 +56,7 @@ def found(text: str, *sources: str) -> set[int]:
     return Automaton((Pattern(source), at) for at, source in enumerate(sources)).find(text)
 
 
+@settings(max_examples=100 * ROUNDS, deadline=None)
 @given(st.lists(PATTERNS, min_size=1, max_size=4), st.lists(TEXTS, min_size=1, max_size=6))
 @example(["^$", "$", "a$|b", "^a|b$"], ["a", "ba", "cb", "b"])
 @example(["(a|b)*c", "(a*)*b", "(^a)*b"], ["ab", "aac", "c"])
@@ -68,6 +72,7 @@ def test_found_is_what_re_finds(sources: list[str], texts: list[str]) -> None:
         assert automaton.find(text) == meant, text
 
 
+@settings(max_examples=100 * ROUNDS, deadline=None)
 @given(PATTERNS, st.lists(TEXTS, min_size=1, max_size=8))
 @example("a(bc)+d", ["abcbcd"])
 @example("(ab|cd)ef?g{2}h{1,2}", ["abegghh"])
@@ -92,6 +97,7 @@ def test_the_literals_of_a_pattern(source: str, literals: list[str]) -> None:
     assert Pattern(source).literals == literals
 
 
+@settings(max_examples=100 * ROUNDS, deadline=None)
 @given(st.text(alphabet="ab()[]{}|*+?^$\\.-,1dwPQ:<>", max_size=20))
 def test_a_pattern_is_read_as_re_reads_it_or_refused(source: str) -> None:
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import ipaddress
+import os
 import re
 
 import pytest
@@ -17,6 +18,8 @@ from uservpn.chooser.index import Kind, wildcard_holds
 from uservpn.chooser.patterns import Pattern
 from uservpn.chooser.rules import RuleSet, RuleSetBuilder
 from uservpn.chooser.targets import Action, Target
+
+ROUNDS = int(os.environ.get("USERVPN_FUZZ", "1"))
 
 # --- one by one ---------------------------------------------------------------------------------
 
@@ -165,7 +168,7 @@ def build(written: list[tuple[list[list[Condition]], list[Condition] | None]]) -
     return builder.build(b"")
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250 * ROUNDS, deadline=None)
 @given(
     st.lists(RULES, max_size=8),
     st.lists(st.tuples(HOSTS, PORTS, COUNTRIES), min_size=1, max_size=8),
@@ -396,6 +399,7 @@ def test_a_condition_that_never_could_hold_is_refused(kind: str, text: str) -> N
         read_condition(Kind(kind), text)
 
 
+@settings(max_examples=100 * ROUNDS, deadline=None)
 @given(st.sampled_from([kind for kind in Kind if kind is not Kind.ALL]), st.text(max_size=40))
 def test_any_text_is_a_condition_or_refused(kind: Kind, text: str) -> None:
     try:
