@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import sys
 
+from uservpn.runtime.driver import joined
 from uservpn.tunnel.events import Data
-from world import pair
+from uservpn.wire.constants import Kind
+from world import BASE, KEY, Member, pair
 
 CHUNK = 64 * 1024
 CHUNKS = 32
@@ -16,6 +18,10 @@ SEND_CALLS_MAX = 27
 """Queue, take, number, seal: per chunk."""
 RECEIVE_CALLS_MAX = 44
 """Open the header, decrypt, parse, deliver, give credit: per chunk."""
+
+DATAGRAM_SEND_CALLS_MAX = 12
+DATAGRAM_RECEIVE_CALLS_MAX = 27
+"""As above, for one datagram; the header is opened by the link (tests/unit/test_udp_link.py)."""
 
 
 def _calls(work) -> int:
@@ -78,3 +84,58 @@ def test_calls_per_bulk_chunk_stay_within_their_budget():
     print(f"per chunk: {send_calls / CHUNKS:.1f} to send, {receive_calls / CHUNKS:.1f} to receive")
     assert send_calls / CHUNKS <= SEND_CALLS_MAX
     assert receive_calls / CHUNKS <= RECEIVE_CALLS_MAX
+
+
+def test_calls_per_datagram_stay_within_their_budget():
+    """The same over a link of 1,500 bytes, where a chunk is 47 messages: a read brings 44 of them."""
+    world, client, server = pair(delay=0.01)
+    world.payload_max = 1424
+    world.run(2)
+    take = client.node.take_transmits
+    calls = datagrams = 0
+
+    def counted(room, now):
+        nonlocal calls, datagrams
+        batches: list = []
+        made = _calls(lambda: batches.extend(take(room, now)))
+        count = sum(len(batch) // 2 for _, batch in batches)
+        if count >= 8:  # of a bulk transfer
+            calls += made
+            datagrams += count
+        return batches
+
+    client.node.take_transmits = counted
+    stream = client.node.open(1, "site.test", 80, None, world.now)
+    client.send(stream, bytes(1_000_000), finish=True)
+    world.settle(client)
+    world.run(5)
+    assert len(server.received[stream.id]) == 1_000_000 and datagrams > 500
+    sent = [
+        (client.codec.open(head), body)
+        for link, head, body in world.tap
+        if world.links[link][0] is client and client.codec.open(head).kind == Kind.DATA
+    ]
+    sink = Member(world, 1, {}, 1000, (KEY,))
+    sink.node.link_up(5, "udp", 1424, "udp://x", world.now, size_base=BASE)
+    got = 0
+
+    def receive() -> None:
+        nonlocal got
+        for start in range(0, len(sent), 44):
+            sink.node.receive_batch(5, sent[start : start + 44], world.now)
+            for event in joined(sink.node.take_events(world.now)):
+                if type(event) is Data:
+                    got += len(event.chunk)
+                    sink.node.tunnel(event.stream).consumed(
+                        event.stream, len(event.chunk), world.now
+                    )
+                else:
+                    sink.handle(event)
+
+    receive_calls = _calls(receive)
+    assert got == 1_000_000
+    print(
+        f"a datagram: {calls / datagrams:.1f} to send, {receive_calls / len(sent):.1f} to receive"
+    )
+    assert calls / datagrams <= DATAGRAM_SEND_CALLS_MAX
+    assert receive_calls / len(sent) <= DATAGRAM_RECEIVE_CALLS_MAX

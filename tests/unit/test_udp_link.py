@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import random
 import socket
 from contextlib import ExitStack, contextmanager
@@ -22,6 +23,7 @@ from uservpn.wire.keys import KeyRing
 from world import KEY
 
 CODEC = HeaderCodec(KeyRing((KEY,)))
+ROUNDS = int(os.environ.get("USERVPN_FUZZ", "1"))
 PATIENCE_S = 10.0
 KNOCKS = 1
 """Foreign datagrams of a dial itself: the question whether anybody is there."""
@@ -394,7 +396,7 @@ def test_foreign_datagrams_make_no_link_and_get_no_answer(run):
     run(work)
 
 
-@pytest.mark.parametrize("seed", range(50))
+@pytest.mark.parametrize("seed", range(20 * ROUNDS))
 def test_no_read_raises_or_makes_a_message_of_what_is_none(seed):
     """Random bytes and genuine pieces, joined in every way that a kernel, or a broken one, may say."""
     rng = random.Random(seed)
