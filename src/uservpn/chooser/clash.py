@@ -6,7 +6,7 @@ The behaviour is told apart item by item: KIND,value is classical, a network ipc
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from uservpn.chooser.conditions import Condition
@@ -71,10 +71,10 @@ def clash_text_line(text: str, line: int) -> Iterator[Condition]:
         yield from clash_line(text, line)
 
 
-def yaml_items(lines: list[str]) -> Iterator[tuple[int, str | Malformed]]:
+def yaml_items(lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, str | Malformed]]:
     """The items of `payload:` with their lines, from the part of YAML that such files are written in."""
     is_inside = False
-    for number, line in enumerate(lines, 1):
+    for number, line in lines:
         text = line.strip()
         if not text or text.startswith("#") or text in ("---", "..."):
             continue
@@ -84,7 +84,7 @@ def yaml_items(lines: list[str]) -> Iterator[tuple[int, str | Malformed]]:
                 yield number, Malformed(shown(repr(text)), "an item such as - 'example.com'")
             else:
                 yield number, item
-        elif re.fullmatch(r"payload:\s*(\[\s*\])?\s*(#.*)?", line):
+        elif re.fullmatch(r"payload:\s*(\[\s*\])?\s*(#.*)?", line.rstrip()):
             is_inside = True
         else:
             allowed = "payload: and below it one item a line, such as - 'example.com'"

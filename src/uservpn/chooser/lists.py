@@ -16,6 +16,7 @@ import enum
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import count, islice
 from typing import Final
 
 from uservpn.chooser.autoproxy import HEAD as AUTOPROXY_HEAD
@@ -29,6 +30,8 @@ from uservpn.chooser.patterns import Unsupported
 
 PROBLEMS_MAX: Final = 20
 """Of one list; the rest is counted."""
+FORM_LINES_MAX: Final = 1000
+"""The form of a list is found out from its first lines."""
 
 
 class Form(enum.Enum):
@@ -73,25 +76,23 @@ class ListFile:
         decoded = from_base64(text) if form in (Form.AUTO, Form.AUTOPROXY) else None
         text = text if decoded is None else decoded
         self.form = _form_of(text) if form is Form.AUTO else form
-        self._lines = text.splitlines()
-        self.has_exceptions = self.form is Form.AUTOPROXY and any(
-            line.startswith("@@") for line in self._lines
-        )
+        self._text = text
+        self.has_exceptions = self.form is Form.AUTOPROXY and _has_line(text, "@@")
 
     @property
     def line_count(self) -> int:
         """Lines, the empty ones too."""
-        return len(self._lines)
+        return self._text.count("\n") + 1
 
     def conditions(self) -> Iterator[Condition]:
         """Each condition with its line; what is wrong or left out goes to `notes`."""
         if self.form is Form.AUTOPROXY:
-            return self._read(enumerate(self._lines, 1), autoproxy_line)
+            return self._read(_lines(self._text), autoproxy_line)
         if self.form is Form.DOMAINS:
-            return self._read(enumerate(self._lines, 1), _domains_line)
-        if any(line.startswith("payload:") for line in self._lines):
-            return self._read(yaml_items(self._lines), clash_line)
-        return self._read(enumerate(self._lines, 1), clash_text_line)
+            return self._read(_lines(self._text), _domains_line)
+        if _has_line(self._text, "payload:"):
+            return self._read(yaml_items(_lines(self._text)), clash_line)
+        return self._read(_lines(self._text), clash_text_line)
 
     def _read(
         self,
@@ -110,12 +111,28 @@ class ListFile:
                 self.notes.wrong(number, error.found, error.allowed)
 
 
+def _lines(text: str) -> Iterator[tuple[int, str]]:
+    """Each line with its number; never all of them at once."""
+    start = 0
+    for number in count(1):
+        end = text.find("\n", start)
+        if end < 0:
+            yield number, text[start:]
+            return
+        yield number, text[start:end]
+        start = end + 1
+
+
+def _has_line(text: str, beginning: str) -> bool:
+    return text.startswith(beginning) or f"\n{beginning}" in text
+
+
 # --- which form -------------------------------------------------------------------------------
 
 
 def _form_of(text: str) -> Form:
     """By the first lines that say something; a list of bare names is one of domains."""
-    for line in text.splitlines()[:1000]:
+    for _, line in islice(_lines(text), FORM_LINES_MAX):
         line = line.strip()
         if line.lower().startswith(AUTOPROXY_HEAD) or line.startswith(("||", "@@", "|http")):
             return Form.AUTOPROXY
