@@ -266,6 +266,22 @@ def test_too_large_datagrams_are_counted_reported_and_do_not_end_the_offload(run
     run(work)
 
 
+def test_an_interface_that_takes_less_than_it_says_is_believed_after_a_few_refusals(run):
+    rng = random.Random(1)
+
+    async def work() -> None:
+        async with Bench() as bench:
+            Kernel(bench.link.sock).size_max = 40_000
+            while bench.link.caps.payload_size_max + 48 > 40_000:
+                count = len(bench.here.resized)
+                bench.link.send(_message(1, bench.link.caps.payload_size_max, rng))
+                await bench.here.until(lambda: len(bench.here.resized) > count)  # noqa: B023
+            assert len(bench.here.resized) < 10
+            assert bench.link.caps.payload_size_max > 30_000
+
+    run(work)
+
+
 def test_a_full_socket_queues_within_a_bound_and_says_when_it_has_room(run):
     rng = random.Random(1)
     message = _message(0, 60_000, rng)

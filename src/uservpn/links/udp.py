@@ -171,7 +171,7 @@ class UdpPlugin:
     def too_large(self, link: UdpLink, size: int) -> None:
         """The local interface has become narrower (or a probe tried more than it takes)."""
         if size - HEADER_SIZE <= link.caps.payload_size_max:
-            asyncio.get_running_loop().call_soon(self._resize, link, size - HEADER_SIZE - 1)
+            asyncio.get_running_loop().call_soon(self._resize, link, size - HEADER_SIZE)
 
     # --- inside ----------------------------------------------------------------------------------
 
@@ -204,13 +204,16 @@ class UdpPlugin:
             self._resize(link)
         old.close()
 
-    def _resize(self, link: UdpLink, limit: int = PACKET_MAX) -> None:
-        """Looks again at how the system sends there."""
+    def _resize(self, link: UdpLink, failed: int = PACKET_MAX) -> None:
+        """Looks again at how the system sends there; `failed`: it has just refused this size."""
         try:
             caps, link.local = _look(link.sock, link.address)
         except OSError:
             return  # offline: the link's end, or its return, shows by itself
-        size_max = max(PAYLOAD_BASE, min(caps.payload_size_max, limit))
+        size_max = caps.payload_size_max
+        if size_max >= failed:  # it takes less than it says: a few steps find how much
+            size_max = failed * 15 // 16
+        size_max = max(PAYLOAD_BASE, size_max)
         if size_max != link.caps.payload_size_max:
             link.caps = replace(caps, payload_size_max=size_max)
             link.owner.link_resized(link)
@@ -234,7 +237,7 @@ class UdpPlugin:
         """Where datagrams to this address leave: a listening socket if one can reach it."""
         for sock in self._listening:
             bound = Place(sock.host, sock.port)
-            if sock.family == family and (bound.is_wildcard or bound.is_loopback == to.is_loopback):
+            if sock.family == family and (sock.is_wildcard or bound.is_loopback == to.is_loopback):
                 return sock
         found = self._dialling.get(family)
         if found is None:
@@ -282,9 +285,8 @@ def _resolve(endpoint: Endpoint) -> tuple[int, Address]:
 
 def _look(sock: UdpSocket, address: Address) -> tuple[LinkCaps, str]:
     """What a link from `sock` to there can carry, and our address. Raises OSError: no way."""
-    is_wildcard = Place(sock.host, 1).is_wildcard
     mtu, host = gso.route(
-        sock.family, str(address[0]), int(address[1]), None if is_wildcard else sock.host
+        sock.family, str(address[0]), int(address[1]), None if sock.is_wildcard else sock.host
     )
     overhead = IP_HEADERS[sock.family] + UDP_HEADER + HEADER_SIZE
     size_max = min(mtu, PACKET_MAX) - overhead if sock.has_no_fragments else PAYLOAD_BASE

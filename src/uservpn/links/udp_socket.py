@@ -195,7 +195,8 @@ class UdpSocket:
         self.has_segments = gso.can_send_segments(sock)
         self.has_joined = gso.receive_joined(sock)
         self.receive_buffer, self.send_buffer = gso.size_buffers(sock)
-        self._note_kind = gso.tell_destinations(sock)
+        self.is_wildcard = self.host in ("0.0.0.0", "::")
+        self._note_kind = gso.tell_destinations(sock) if self.is_wildcard else 0
         self._acceptor = acceptor
         self._sock = sock
         self._sendmsg = sock.sendmsg
