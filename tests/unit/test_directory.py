@@ -130,10 +130,11 @@ def test_summaries_find_every_difference_both_ways(mine, theirs):
         for summary in sink.summaries():
             assert len(summary) <= MESSAGE_MAX
             newer, _ = source.compare(summary)
-            for piece in packed(newer, MESSAGE_MAX):
+            for piece in packed([(record, 5) for record in newer], MESSAGE_MAX):
                 assert len(piece) <= MESSAGE_MAX
-                for record in unpacked(piece):
-                    sink.merge(record, 0.0)
+                for record, age_s in unpacked(piece):
+                    assert age_s == 5
+                    sink.merge(record, 0.0, age_s)
     assert one.digest() == two.digest()
 
 
@@ -273,6 +274,40 @@ def test_an_idle_crowd_says_next_to_nothing():
     assert max(crowd.sent.values()) / (6 * 3600) < 5
 
 
+def test_who_is_there_is_never_stale_and_who_is_not_is_dropped_everywhere():
+    """Nothing changes for ten days: each says once a day that it is there. The dead stay dead."""
+    crowd = Crowd(6, seed=7)
+    crowd.run(5)
+    crowd.stop(6)
+    for day in range(10):
+        crowd.run(24 * 3600)
+        for gossip in crowd.nodes.values():
+            directory = gossip.directory
+            directory.on_deadline(crowd.now)  # as the node does
+            for node in crowd.nodes:
+                assert not directory.is_stale(node, crowd.now), (day, node)
+            assert (directory.get(6) is None) == (crowd.now >= DROP_S + 24 * 3600) or day in (6, 7)
+            assert directory.get(6) is None or directory.is_stale(6, crowd.now) == (day >= 1)
+        again = crowd.servers[day % 2]  # who has an empty list learns how old what it learns is
+        neighbours = [b for a, b in crowd.links if a == again]
+        crowd.stop(again)
+        crowd.start(again)
+        for other in neighbours:
+            crowd.link(again, other)
+        crowd.run(10)
+    assert len(crowd.lists()) == 1
+
+
+def test_a_record_comes_with_its_age():
+    directory = Directory(Record(1, 1), 0.0)
+    assert directory.merge(Record(2, 1), 1000.0, 900.0) is Merge.NEWS
+    assert directory.heard_at(2) == 100.0 and directory.age(2, 1000.0) == 900
+    assert directory.merge(Record(2, 1), 1000.0, 50.0) is Merge.KNOWN
+    assert directory.heard_at(2) == 950.0, "the bringer has heard of it since"
+    assert directory.merge(Record(3, 9), 1000.0, DROP_S) is Merge.KNOWN
+    assert directory.get(3) is None, "whom everybody is about to forget"
+
+
 def test_a_node_that_changes_without_end_is_passed_on_once_a_second():
     crowd = Crowd(5, seed=1)
     crowd.run(5)
@@ -294,7 +329,7 @@ def test_malformed_gossip_is_a_fault():
         b"\2\0",
         b"\2\0\0abc",
         b"\3\0",
-        b"\3\0\5abc",
+        b"\3\0\5\0\0\0\0abc",
         b"\3\xff\xff" + bytes(99),
     ):
         with pytest.raises(PeerFault):

@@ -89,7 +89,7 @@ def test_a_server_that_dies_is_made_up_for():
     before = _linked(client)
     world.crash(1)
     world.run(10)
-    assert len(_linked(client)) == 3 and 1 in before and 1 not in _linked(client)
+    assert len(_linked(client)) >= 3 and 1 in before and 1 not in _linked(client)
 
 
 def test_a_restarted_node_replaces_its_record():

@@ -2,7 +2,8 @@
 
 The highest (boot, version) wins, whoever brings it; nothing is ever deleted because somebody is not
 reachable. A record that nobody confirmed for long is stale, and dropped after a week. A node is heard
-of when a newer record or a genuine message of it comes.
+of when a newer record or a genuine message of it comes. How long ago that was goes with the record from
+node to node: else those who have dropped it would have it back, as new, from those who have not.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from uservpn.mesh.records import RECORD_SIZE_MAX, Record, decode
 from uservpn.types import NodeId
 
 STALE_S: Final = 26 * 3600.0
+"""A little more than what lies between two versions of a record whose owner has nothing to tell."""
 DROP_S: Final = 7 * 24 * 3600.0
 SUMMARY_COUNT: Final = 80
 """Entries of one summary: it fits into a datagram."""
@@ -74,6 +76,12 @@ class Directory:
         entry = self._entries.get(node)
         return entry.heard_at if entry else None
 
+    def age(self, node: int, now: float) -> int:
+        """How long ago this node was heard of, seconds; of our own record, 0."""
+        if node == self.own.node:
+            return 0
+        return max(0, min(int(now - self._entries[node].heard_at), (1 << 32) - 1))
+
     def is_stale(self, node: int, now: float) -> bool:
         """Known, but not heard of for a day and more."""
         entry = self._entries.get(node)
@@ -91,25 +99,39 @@ class Directory:
         self.generation += 1
         return True
 
+    def refresh_own(self) -> None:
+        """A new version that says the same: so others hear that we are still there."""
+        self.own = replace(self.own, version=self.own.version + 1)
+        self._entries[self.own.node].record = self.own
+        self.generation += 1
+
     def supersede(self, boot: int) -> None:
         """Our own record takes a boot above this one, so that the list returns to it."""
         self.own = replace(self.own, boot=max(boot, self.own.boot) + 1, version=0)
         self._entries[self.own.node].record = self.own
         self.generation += 1
 
-    def merge(self, record: Record, now: float) -> Merge:
-        """Takes a record over if it is newer than what is known."""
+    def merge(self, record: Record, now: float, age_s: float = 0.0) -> Merge:
+        """Takes a record over if it is newer than what is known.
+
+        `age_s`: so long ago its owner was heard of by who brings it.
+        """
+        if age_s >= DROP_S:
+            return Merge.KNOWN
+        heard_at = now - age_s
         entry = self._entries.get(record.node)
         if record.node == self.own.node:
             if record.boot > self.own.boot:
                 return Merge.CONFLICT
             return Merge.KNOWN if record.stamp == self.own.stamp else Merge.OLDER
         if entry is None:
-            self._entries[record.node] = Entry(record, now)
+            self._entries[record.node] = Entry(record, heard_at)
         elif record.stamp > entry.record.stamp:
             entry.record = record
-            entry.heard_at = now
+            entry.heard_at = max(heard_at, entry.heard_at)
         else:
+            if record.stamp == entry.record.stamp:
+                entry.heard_at = max(heard_at, entry.heard_at)
             return Merge.KNOWN if record.stamp == entry.record.stamp else Merge.OLDER
         self.generation += 1
         return Merge.NEWS
@@ -190,8 +212,7 @@ class Directory:
         for node, entry in self._entries.items():
             if node != self.own.node:
                 data = entry.record.encode()
-                age_s = max(0, min(int(now - entry.heard_at), (1 << 32) - 1))
-                parts += (_SIZE.pack(len(data)), _AGE.pack(age_s), data)
+                parts += (_SIZE.pack(len(data)), _AGE.pack(self.age(node, now)), data)
         body = b"".join(parts)
         return _MAGIC + hashlib.blake2b(body, digest_size=_SUM_SIZE).digest() + body
 
@@ -211,22 +232,22 @@ class Directory:
             raise ValueError(str(error)) from None
         for record, age_s in found:
             if age_s < DROP_S and record.node != self.own.node:
-                self.merge(record, now - age_s)
+                self.merge(record, now, age_s)
 
 
-def packed(records: Iterable[Record], size_max: int) -> list[bytes]:
-    """Records in as few pieces as go, each at most `size_max` bytes."""
+def packed(records: Iterable[tuple[Record, int]], size_max: int) -> list[bytes]:
+    """Records and their ages in as few pieces as go, each at most `size_max` bytes."""
     pieces: list[bytearray] = []
-    for record in records:
+    for record, age_s in records:
         data = record.encode()
-        if not pieces or len(pieces[-1]) + _SIZE.size + len(data) > size_max:
+        if not pieces or len(pieces[-1]) + _SIZE.size + _AGE.size + len(data) > size_max:
             pieces.append(bytearray())
-        pieces[-1] += _SIZE.pack(len(data)) + data
+        pieces[-1] += _SIZE.pack(len(data)) + _AGE.pack(age_s) + data
     return [bytes(piece) for piece in pieces]
 
 
-def unpacked(piece: bytes) -> list[Record]:
-    """The records of a piece.
+def unpacked(piece: bytes) -> list[tuple[Record, int]]:
+    """The records of a piece, and their ages.
 
     Raises:
         PeerFault: it is malformed.
@@ -234,13 +255,14 @@ def unpacked(piece: bytes) -> list[Record]:
     records = []
     at = 0
     while at < len(piece):
-        if at + _SIZE.size > len(piece):
+        if at + _SIZE.size + _AGE.size > len(piece):
             raise PeerFault("a list of records is cut off")
         size = _SIZE.unpack_from(piece, at)[0]
-        at += _SIZE.size
+        age_s = _AGE.unpack_from(piece, at + _SIZE.size)[0]
+        at += _SIZE.size + _AGE.size
         if size > RECORD_SIZE_MAX or at + size > len(piece):
             raise PeerFault("a list of records is cut off")
-        records.append(decode(piece[at : at + size]))
+        records.append((decode(piece[at : at + size]), age_s))
         at += size
     return records
 

@@ -32,6 +32,8 @@ CHECK_S: Final = 1.5
 CHECKS: Final = 4
 """After rumours, at CHECK_S and three times at four times the distance: digests tell whether they
 arrived, since links may lose messages, and digests too."""
+REFRESH_S: Final = 24 * 3600.0
+"""A record whose owner has nothing to tell gets a new version after 5/6 of this, up to all of it."""
 SELDOM_S: Final = 3600.0
 """A digest to one neighbour, half to one and a half times so often."""
 
@@ -52,6 +54,7 @@ class Gossip:
         self._summary_at: dict[NodeId, float] = {}
         self._summarised_at: dict[NodeId, float] = {}
         self._seldom_at = now + SELDOM_S / 2 + jitter(SELDOM_S)
+        self._refresh_at = now + self._refresh_s()
         self._messages: list[tuple[NodeId, bytes]] = []
         self._news: list[NodeId] = []
         self.contested_boot = 0
@@ -73,6 +76,7 @@ class Gossip:
 
     def own_changed(self, now: float) -> None:
         """Our own record has a new version."""
+        self._refresh_at = now + self._refresh_s()
         self._rumour(self.directory.own.node, None, now)
 
     def receive(self, peer: NodeId, payload: bytes, now: float) -> None:
@@ -89,7 +93,7 @@ class Gossip:
                 self._want_summary(peer, now)
         elif kind == bytes((SUMMARY,)):
             newer, lacks = self.directory.compare(body)
-            self._send_records(peer, newer)
+            self._send_records(peer, newer, now)
             if lacks:
                 self._want_summary(peer, now)
         elif kind == bytes((RECORDS,)):
@@ -97,6 +101,9 @@ class Gossip:
 
     def on_deadline(self, now: float) -> None:
         """Due work; harmless when early."""
+        if self._refresh_at <= now:
+            self.directory.refresh_own()
+            self.own_changed(now)
         due = [node for node, (at, _) in self._rumours.items() if at <= now]
         if due:
             self._spread(due, now)
@@ -124,7 +131,7 @@ class Gossip:
         """When `on_deadline` wants to be called; None: nobody to talk to."""
         if not self._neighbours:
             return None
-        soonest = self._seldom_at
+        soonest = min(self._seldom_at, self._refresh_at)
         if self._rumours:
             soonest = min(soonest, *(at for at, _ in self._rumours.values()))
         if self._summary_at:
@@ -147,10 +154,13 @@ class Gossip:
 
     # --- inside ----------------------------------------------------------------------------------
 
-    def _receive_records(self, peer: NodeId, records: list[Record], now: float) -> None:
+    def _refresh_s(self) -> float:
+        return REFRESH_S - self._jitter(REFRESH_S / 6)
+
+    def _receive_records(self, peer: NodeId, records: list[tuple[Record, int]], now: float) -> None:
         older = []
-        for record in records:
-            result = self.directory.merge(record, now)
+        for record, age_s in records:
+            result = self.directory.merge(record, now, age_s)
             if result is Merge.NEWS:
                 self._news.append(record.node)
                 self._rumour(record.node, peer, now)
@@ -160,7 +170,7 @@ class Gossip:
                 newest = self.directory.get(record.node)
                 if newest is not None:
                     older.append(newest)
-        self._send_records(peer, older)
+        self._send_records(peer, older, now)
 
     def _rumour(self, node: NodeId, source: NodeId | None, now: float) -> None:
         """Passes a record on soon; a newer version takes the place of one that waits."""
@@ -185,14 +195,15 @@ class Gossip:
                 if peer not in (source, node):
                     told.setdefault(peer, []).append(record)
         for peer, records in told.items():
-            self._send_records(peer, records)
+            self._send_records(peer, records, now)
         if told:
             self._check.update(told)
             self._check_s = CHECK_S
             self._check_at = now + CHECK_S + self._jitter(CHECK_S / 2)
 
-    def _send_records(self, peer: NodeId, records: list[Record]) -> None:
-        for piece in packed(records, MESSAGE_MAX - 1):
+    def _send_records(self, peer: NodeId, records: list[Record], now: float) -> None:
+        aged = [(record, self.directory.age(record.node, now)) for record in records]
+        for piece in packed(aged, MESSAGE_MAX - 1):
             self._messages.append((peer, bytes((RECORDS,)) + piece))
 
     def _send_digest(self, peer: NodeId) -> None:
