@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import platform
@@ -85,12 +86,15 @@ System = Callable[[contextlib.ExitStack, Path], Running]
 
 
 def start_uservpn(
-    stack: contextlib.ExitStack, place: Path, way: Callable[[int], int] = lambda port: port
+    stack: contextlib.ExitStack,
+    place: Path,
+    way: Callable[[int], int] = lambda port: port,
+    protocol: str = "tcp",
 ) -> Running:
     """`way`: from the server's port to the one that the client dials."""
     port, proxy = free_port(), free_port()
-    url, key = f"tcp://127.0.0.1:{port}", str(place / "key")
-    dialled = f"tcp://127.0.0.1:{way(port)}"
+    url, key = f"{protocol}://127.0.0.1:{port}", str(place / "key")
+    dialled = f"{protocol}://127.0.0.1:{way(port)}"
     arguments = {
         "server": ["--id", "1", "--listen", url, "--public", url, "--exit"],
         "client": ["--id", "7", "--entry", f"127.0.0.1:{proxy}", "--server", f"1={dialled}"],
@@ -318,6 +322,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
     parser.add_argument("--quick", action="store_true", help="one round, smaller sizes")
     parser.add_argument("--only", choices=[*BENCHMARKS, *OURS], help="only this benchmark")
+    parser.add_argument(
+        "--protocol", choices=["tcp", "udp"], default="tcp", help="of uservpn's links"
+    )
     options = parser.parse_args()
     sizes = QUICK if options.quick else FULL
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -329,7 +336,8 @@ def main() -> int:
         print(f"The limit of open files is {hard}, and {needed} are needed.", file=sys.stderr)
         return 1
 
-    systems: dict[str, System] = {"uservpn": start_uservpn}
+    uservpn: System = functools.partial(start_uservpn, protocol=options.protocol)
+    systems: dict[str, System] = {"uservpn": uservpn}
     if shutil.which("ss-server") and shutil.which("ss-local"):
         systems["shadowsocks-libev"] = start_shadowsocks
     else:
