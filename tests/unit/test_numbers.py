@@ -286,7 +286,7 @@ def test_a_first_node_that_slept_takes_another_boot_where_its_own_is_outdated():
     guest = _twin(world, HOME, 9000, "sim://guest")
     world.run(10)
     assert server.node.peers[7].session.peer_boot == 9000
-    world.crash(guest.id)
+    _die(world, guest)
     world.run(1)
     first.is_up = True
     for link in list(first.node.links):
@@ -299,6 +299,34 @@ def test_a_first_node_that_slept_takes_another_boot_where_its_own_is_outdated():
     download.go_on(2)
     download.check()
     assert first.node.peers[1].session.my_boot > 9000 > first.node.options.boot
+
+
+def test_the_same_where_the_server_was_restarted_meanwhile():
+    """What the first one sends is bound to a boot that is gone, and its own boot is an old one."""
+    world = World()
+    server = _server(world, 1)
+    first = _twin(world, HOME, 2000, "sim://first")
+    world.run(20)
+    first.is_up = False
+    world.cut_all()
+    world.crash(1)
+    world.run(60)
+    server = _server(world, 1, boot=5000)
+    guest = _twin(world, HOME, 9000, "sim://guest")
+    world.run(10)
+    assert server.node.peers[7].session.peer_boot == 9000
+    _die(world, guest)
+    world.run(1)
+    first.is_up = True
+    for link in list(first.node.links):
+        first.node.link_down(link, "slept", world.now)
+    first.node.wake(world.now)
+    world.settle(first)
+    world.run(130)
+    assert server.node.peers[7].session.peer_boot > 9000
+    download = Download(world, first, server)
+    download.go_on(2)
+    download.check()
 
 
 def test_recorded_messages_of_an_older_boot_are_not_heard_and_older_ones_not_answered():

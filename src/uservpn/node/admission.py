@@ -80,8 +80,10 @@ class Admission:
         """A bound message that did not open: bound to a boot of ours that is gone, or forged."""
         self._table.counters.stale += 1
         known = peer.session.peer_boot
-        if header.boot < known or (header.boot == known and peer.is_greeted):
+        if header.boot == known and peer.is_greeted:
             return  # it knows our boot: replayed or damaged
+        if header.boot < known and not self._table.is_stamp_recent(header, now):
+            return  # a recording; a recent one may be of a node whose number was used elsewhere
         if now < peer.notice_at:
             return
         peer.notice_at = now + NOTICE_EVERY_S

@@ -21,8 +21,6 @@ from uservpn.wire.session import Session
 
 ANSWER_EVERY_S: Final = 0.2
 """All newcomers together are answered so often, at most."""
-RECENT_S: Final = 4200.0
-"""A JOIN that was sent so long ago, by either clock, is a recording."""
 NUMBERS_SIZE: Final = 32
 
 
@@ -45,7 +43,7 @@ class Door:
             self._session = table.session(table.me)
         opened = self._session.peek(header, body)
         wall_ms = int((now + table.wall_s) * 1000)
-        if opened is None or abs(opened.sent_ms - wall_ms) > RECENT_S * 1000:
+        if opened is None or not table.is_recent(opened.sent_ms / 1000, now):
             table.counters.stale += 1
             return
         self._answer_at = now + ANSWER_EVERY_S

@@ -25,7 +25,6 @@ from uservpn.mesh.claims import (
     Supersede,
     Tell,
 )
-from uservpn.mesh.flight import unwrap
 from uservpn.node.admission import CHALLENGE_SIZE
 from uservpn.node.members import Members
 from uservpn.node.options import CloseWanted
@@ -46,8 +45,6 @@ HELD_MAX: Final = 64
 HELD_SIZE_MAX: Final = 1 << 18
 """What one rival has sent; more is dropped."""
 NOTICE_EVERY_S: Final = 0.2
-FRESH_S: Final = 4200.0
-"""An older boot draws an answer only for messages that were sent so lately, by either clock."""
 RENEW_EVERY_S: Final = 2.0
 """A peer's word makes us take another boot for it at most so often."""
 LINKS_MAX: Final = 4
@@ -256,6 +253,6 @@ class Numbers:
         peer.outbox.append((link, kind, payload + self._table.padding(), boot))
 
     def _is_recent(self, header: Header, sent_ms: int, now: float) -> bool:
-        ours = now + self._table.wall_s
-        sent_at = unwrap(header.stamp, ours) if header.flags & FLAG_BOUND else sent_ms / 1000
-        return abs(sent_at - ours) <= FRESH_S
+        if header.flags & FLAG_BOUND:
+            return self._table.is_stamp_recent(header, now)
+        return self._table.is_recent(sent_ms / 1000, now)

@@ -9,9 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from uservpn.mesh.flight import unwrap
 from uservpn.mesh.routes import Route, Routes
-from uservpn.node.numbers import FRESH_S
 from uservpn.node.relay import Reason, Relay, next_hop
 from uservpn.node.table import OVERHEAD, UNPROVEN_S, LinkEntry, Peer, Table
 from uservpn.types import Buffer, LinkId, NodeId
@@ -54,8 +52,7 @@ class Relaying:
         if not self.relay.freshness.admit(header):
             self.relay.counters.stale += 1
             boot = self.relay.freshness.boot_of(header.origin, header.destination)
-            ours = now + table.wall_s
-            if header.boot < boot and abs(unwrap(header.stamp, ours) - ours) <= FRESH_S:
+            if header.boot < boot and table.is_stamp_recent(header, now):
                 self._tell_unreachable(header, ends[1], Reason.OLD_BOOT, 0, now, boot)
             return
         onward = table.peers.get(ends[1])

@@ -14,7 +14,7 @@ from typing import Final, Literal
 
 from uservpn.mesh.claims import Claim
 from uservpn.mesh.contact import Contact, LinkState
-from uservpn.mesh.flight import Leg
+from uservpn.mesh.flight import Leg, unwrap
 from uservpn.mesh.mailbox import Mailbox
 from uservpn.mesh.pathmtu import PathMtu
 from uservpn.mesh.routes import Route
@@ -32,6 +32,9 @@ UNPROVEN_S: Final = 20.0
 """How long an accepted link may stay without one message that was acted on."""
 PROBES_MAX: Final = 16
 """Probes of one peer whose answers are waited for; more forget the older ones."""
+RECENT_S: Final = 4200.0
+"""A message of an older boot, or a newcomer's, draws an answer only if it was sent so lately: clocks may be
+an hour apart, recordings are older."""
 OVERHEAD: Final = TAG_SIZE + TIME_SIZE
 """What a sealed payload may hold beside the tunnel's message, at most."""
 
@@ -225,6 +228,14 @@ class Table:
     def padding(self) -> bytes:
         """0 to 63 bytes: small messages have no telling size."""
         return bytes(self.random_below(64))
+
+    def is_recent(self, sent_s: float, now: float) -> bool:
+        """Was this sent lately? `sent_s` is the sender's wall clock."""
+        return abs(sent_s - now - self.wall_s) <= RECENT_S
+
+    def is_stamp_recent(self, header: Header, now: float) -> bool:
+        """As `is_recent`, by the origin's stamp, which tells the time modulo 4.66 hours."""
+        return self.is_recent(unwrap(header.stamp, now + self.wall_s), now)
 
     # --- peers -----------------------------------------------------------------------------------
 
