@@ -107,7 +107,7 @@ def test_a_pattern_is_read_as_re_reads_it_or_refused(source: str) -> None:
         return
     try:
         meant = re.compile(source, re.ASCII | re.IGNORECASE)
-    except re.error:
+    except (re.error, FutureWarning):  # [[a] means something else some day
         return  # more is taken here: nothing that could do harm
     for text in ("a", "b", "ab", "a1-b", "(a)", "{1}"):
         assert bool(automaton.find(text)) == bool(meant.search(text)), text

@@ -366,6 +366,17 @@ def test_conditions_beyond_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
         builder.add(Target(), [rule("suffix", "com")])
 
 
+def test_conditions_on_ports_alone_have_a_limit_of_their_own() -> None:
+    builder = RuleSetBuilder()
+    listed = [read_condition(Kind.PORT, str(port), port) for port in range(1, rules.OPEN_MAX + 2)]
+    with pytest.raises(ValueError, match="ports, countries"):
+        builder.add(Target(), [], listed=listed, line_count=len(listed), file="ports.txt")
+    some = RuleSetBuilder()
+    some.add(Target(), [], listed=listed[:-1], line_count=len(listed), file="ports.txt")
+    match = some.build(b"").match("example.com", 4999).match
+    assert match is not None and match.text.startswith("rule 1: port 4999 in ports.txt:4999")
+
+
 # --- conditions ---------------------------------------------------------------------------------
 
 

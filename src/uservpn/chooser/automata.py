@@ -56,6 +56,7 @@ class Automaton:
         self._states: dict[frozenset[int], _State] = {}
         self._spent = 0
         self._first = self._state(self._closure(starts, at_start=True))
+        self._dead = self._new_dead()
 
     def __bool__(self) -> bool:
         """Is there any pattern?"""
@@ -74,9 +75,11 @@ class Automaton:
         """The numbers of all patterns that occur in `text`: small letters, at least one character."""
         if not self._finds or not text:
             return set()
-        state = self._first
+        state, dead = self._first, self._dead
         found = set(state.found)
         for char in text:
+            if state is dead:
+                return found
             following = state.moves.get(char)
             if following is None:
                 following = self._move(state, char)
@@ -175,6 +178,12 @@ class Automaton:
             self._spent += 1 + len(members)
         return state
 
+    def _new_dead(self) -> _State | None:
+        """The state that nothing leads out of; None: a pattern may begin anywhere in a text."""
+        if any(self._takes[state] or state in self._end_only for state in self._entries):
+            return None
+        return self._state(frozenset())
+
     def _move(self, state: _State, char: str) -> _State:
         if self._spent > _CACHE_MAX:
             self._forget()
@@ -198,6 +207,8 @@ class Automaton:
     def _forget(self) -> None:
         """All that was built while matching; a running match goes on with the state it has."""
         self._states.clear()
+        if self._dead is not None:
+            self._states[frozenset()] = self._dead
         self._entered.clear()
         self._first.moves.clear()
         self._spent = 0

@@ -31,7 +31,10 @@ from uservpn.chooser.targets import Target
 
 ORDERS_MAX: Final = 2_000_000
 """Alternatives and lines of all rules together."""
+OPEN_MAX: Final = 5000
+"""Alternatives that say nothing about the host: at a port not seen lately each is looked at."""
 OPEN_CACHE_MAX: Final = 1024
+"""Ports and countries that the answer of the open alternatives is kept for; then it starts anew."""
 _NONE: Final = 1 << 62
 
 
@@ -218,7 +221,10 @@ class _Alternatives:
 
     def holds(self, host: str, port: int, country: str | None) -> bool | None:
         """None: that depends on the country."""
-        if self.is_all or any(low <= port <= high for low, high in self.ports):
+        for low, high in self.ports:
+            if low <= port <= high:
+                return True
+        if self.is_all:
             return True
         if self.hosts is not None and self.hosts.holds(host, port):
             return True
@@ -320,6 +326,8 @@ class RuleSetBuilder:
             if condition.kind in _ON_HOST:
                 _add_host(self._index, condition, order)
             else:
+                if len(self._open) >= OPEN_MAX:
+                    raise ValueError(f"more than {OPEN_MAX} ports, countries and the like")
                 self._open.append(_Open(order, self._alternatives([condition]), _text(condition)))
         if is_guarded:
             self._guards[rule] = _Guard(
