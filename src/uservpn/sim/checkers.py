@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _ORIGIN, _DESTINATION, _HOP1, _HOP2 = 1, 2, 21, 22  # places among the header's fields
 _PASSED_MAX: Final = 200_000
-FORGOTTEN_SMALL: Final = 60
+FORGOTTEN_SMALL: Final = 24
 """In worlds of up to so many nodes the search for forgotten peers is made after every step."""
 FORGOTTEN_EVERY: Final = 97
 QUIET_S: Final = 200.0
@@ -34,14 +34,29 @@ ANSWER_S: Final = 8.0
 """A silent link is given up after so long (mesh/contact.py: twice ANSWER_S), or 8 round trips."""
 
 
-def messages_a_minute(link_count: int, keepalive_s: float, dial_count: int) -> int:
+def messages_a_minute(
+    link_count: int,
+    keepalive_s: float,
+    dial_count: int,
+    opened_count: int,
+    binding_s: float,
+    is_natted: bool,
+) -> int:
     """What a node may say in a minute when nothing happens and nothing has happened lately.
 
     Each link carries a KEEPALIVE each way in 0.9 to 1 of the keep-alive time, and the digest of once an
     hour may fall into this minute, with a summary on either side. A dial to somebody who is gone costs at
-    most the probes that a datagram link sends before it is given up.
+    most the probes that a datagram link sends before it is given up. A link that comes up, as when a
+    router has forgotten and a KEEPALIVE arrives from a new port, is proved and measured, and the one that
+    it replaces is asked until it is given up. Who keeps bindings of a router alive, to be reached through
+    them, speaks every `binding_s` seconds, or 10 % earlier, and now and then asks for a trial. Behind a router
+    that forgets (`is_natted`), each KEEPALIVE is one from a new port, whose proof is answered.
     """
-    return link_count * ceil(MINUTE_S / (0.9 * keepalive_s)) + 6 * dial_count + 8
+    keepalive_s = min(keepalive_s, binding_s)
+    kept = link_count * ceil(MINUTE_S / (0.9 * keepalive_s))
+    if is_natted:
+        kept *= 7
+    return kept + 6 * dial_count + 18 * opened_count + 8
 
 
 class Laws:
@@ -55,7 +70,7 @@ class Laws:
         self._passed: set[tuple[int, bytes]] = set()
         self._generations: dict[int, tuple[int, int]] = {}
         self._died: dict[tuple[int, int], float] = {}
-        self._minute: dict[int, tuple[int, int, int]] = {}
+        self._minute: dict[int, tuple[int, int, int, int]] = {}
         self._minute_at = 0.0
         self._minute_is_quiet = False
         self._count = 0
@@ -176,10 +191,15 @@ class Laws:
             return
         for member in world.alive():
             me = member.seat.node
-            boot, sent, dials = self._minute.get(me, (0, 0, 0))
+            boot, sent, dials, opened = self._minute.get(me, (0, 0, 0, 0))
             if self._minute_is_quiet and boot == member.boot:
                 most = messages_a_minute(
-                    len(member.links), member.seat.keepalive_s, member.dial_count - dials
+                    len(member.links),
+                    member.seat.keepalive_s,
+                    member.dial_count - dials,
+                    member.opened_count - opened,
+                    _binding_s(member),
+                    member.seat.host.nat is not None,
                 )
                 said = member.sent_count - sent
                 self.busiest_minute = max(self.busiest_minute, said / most)
@@ -187,9 +207,17 @@ class Laws:
                     world.broken(
                         f"node {me} is idle and said {said} messages in a minute, not {most}"
                     )
-            self._minute[me] = member.boot, member.sent_count, member.dial_count
+            counts = member.sent_count, member.dial_count, member.opened_count
+            self._minute[me] = member.boot, *counts
         self._minute_at = now
         self._minute_is_quiet = is_quiet
+
+
+def _binding_s(member: Member) -> float:
+    """How often a node speaks on its links to keep the bindings of a router."""
+    reach = member.node.reach
+    is_kept = reach.is_natted and reach.wants_reach
+    return reach.binding.interval_s if is_kept else member.seat.keepalive_s
 
 
 def dead_exit_s(keepalive_s: float, grace_s: float) -> float:

@@ -56,6 +56,8 @@ class Seat:
     roles: Role = Role.RELAY
     listens: tuple[str, ...] = ()
     """Protocols of its fixed endpoints; none: it only dials out."""
+    local: tuple[str, ...] = ()
+    """Protocols it listens with on its interface's address."""
     servers: Mapping[NodeId, tuple[str, ...]] = field(default_factory=dict)
     skew_s: float = 0.0
     """By how much its clock is wrong."""
@@ -128,6 +130,8 @@ class Member:
         self.sent_size = 0
         self.overhead_size = 0
         self.dial_count = 0
+        self.opened_count = 0
+        """Links that came up."""
         self._by_remote: dict[Address, UdpLink] = {}
         self._armed_at: float | None = None
         self.told: Record | None = None
@@ -143,8 +147,15 @@ class Member:
         host.sockets[PORT] = self
         if "tcp" in seat.listens:
             host.listeners[PORT] = self
+        self._find_addresses()
         self.node.start(self.world.agenda.now)
         self.settle()
+
+    def _find_addresses(self) -> None:
+        """What the system says of its interfaces."""
+        seat = self.seat
+        local = [str(Endpoint(protocol, seat.host.ip, PORT)) for protocol in seat.local]
+        self.node.moved(local, [f"{seat.host.ip}/24"], self.world.agenda.now)
 
     def fields(self, head: bytes) -> bytes:
         """The header fields of a message that this node has sealed."""
@@ -180,6 +191,7 @@ class Member:
 
     def wake(self) -> None:
         """The machine slept, or found itself in another network."""
+        self._find_addresses()
         self.node.wake(self.world.agenda.now)
         self.settle()
 
@@ -224,6 +236,7 @@ class Member:
         link = TcpLink(self, self.world.new_link_id())
         link.end = end
         self.links[link.id] = link
+        self.opened_count += 1
         now = self.world.agenda.now
         remote = remote_text("tcp", end.remote)
         self.node.link_up(link.id, "tcp", TCP_SIZE_MAX, remote, now)
@@ -282,6 +295,7 @@ class Member:
             unproved = [k for k in self._by_remote.values() if self._is_unproved(k.id)]
             if unproved:
                 unproved[0].close()
+        self.opened_count += 1
         link = UdpLink(self, self.world.new_link_id(), PORT, remote)
         self.links[link.id] = link
         self._by_remote[remote] = link

@@ -154,6 +154,7 @@ class Run:
             (OLD_KEY,),
             roles,
             scenario.protocols if is_server else (),
+            ("udp",) if "udp" in scenario.protocols and roles & Role.EXIT else (),
             skew_s=rng.choice(SKEWS_S) if scenario.is_skewed and rng.random() < 0.4 else 0.0,
             keepalive_s=scenario.keepalive_s,
             grace_s=scenario.grace_s,
