@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import sys
 
 import pytest
 import uvloop
@@ -11,6 +13,7 @@ from drivers import make_driver
 from uservpn.errors import Fault, UsageError
 from uservpn.links.base import LinkCaps
 from uservpn.node.options import CloseWanted
+from uservpn.runtime.netwatch import Network
 
 CAPS = LinkCaps("fake", 70_000, is_ordered=True, is_reliable=True)
 
@@ -299,5 +302,101 @@ def test_plug_ins_with_sockets_of_a_node_are_made_once_for_each_node_and_closed_
         await one.close()
         assert [plugin.calls for plugin in factory.made] == [["rebind", "close"], []]
         await two.close()
+
+    _run(main)
+
+
+class LocalLink(FakeLink):
+    """A link that leaves from an address."""
+
+    def __init__(self, owner, local="fake://10.0.0.7:40000"):
+        super().__init__(owner)
+        self.local = local
+
+
+def test_links_from_an_address_that_is_gone_end_at_once_and_are_dialled_anew(monkeypatch):
+    """And where the machine can be reached now, is told to the mesh."""
+    monkeypatch.setattr(sys.modules[__name__], "FakeLink", LocalLink)
+
+    async def main():
+        plugin = FakePlugin()
+        client, _server, offered = _pair(plugin)
+        client.listening["fake://0.0.0.0:9"] = None
+        client.start(Network(("10.0.0.7/24",), ("10.0.0.7",)), True)
+        stream = client.open(1, "site.test", 80, Owner())
+        await _until(lambda: offered)
+        (old,) = client.links
+        client.network_changed(Network(("10.0.0.7/24", "10.1.1.1/8"), ("10.1.1.1",)))
+        assert old in client.links, "its address is still there"
+        client.network_changed(Network(("10.1.1.1/8",), ("10.1.1.1",)))
+        assert old not in client.links
+        client.write(stream, b"still")
+        await _until(lambda: offered[0][1].received == b"still")
+        own = client.node.directory.own
+        assert [place.endpoint for place in own.endpoints] == ["fake://10.1.1.1:9"]
+        client.listening.clear()
+        await client.close()
+
+    _run(main)
+
+
+def test_offline_nothing_is_dialled_until_the_network_is_back():
+    async def main():
+        plugin = FakePlugin()
+        plugin.breaks = [OSError(errno.ENETUNREACH, "Network is unreachable")] * 50
+        client, _server, offered = _pair(plugin)
+        client.start(Network((), ()), True)
+        client.open(1, "site.test", 80, Owner())
+        await asyncio.sleep(1.0)
+        assert plugin.dials <= 3, "else a machine without a network would spin"
+        plugin.breaks = []
+        client.network_changed(Network(("10.0.0.7/24",), ("10.0.0.7",)))
+        await asyncio.wait_for(_until(lambda: offered), 0.5)
+        await client.close()
+
+    _run(main)
+
+
+def test_a_dial_that_hangs_in_the_old_network_is_begun_anew():
+    async def main():
+        plugin = FakePlugin()
+        connect = plugin.connect
+        hung = []
+
+        async def hang(endpoint, codec, owner):
+            hung.append(endpoint)
+            await asyncio.sleep(3600)
+
+        plugin.connect = hang
+        client, _server, offered = _pair(plugin)
+        client.start(Network(("10.0.0.7/24",), ("10.0.0.7",)), True)
+        client.open(1, "site.test", 80, Owner())
+        await _until(lambda: hung)
+        plugin.connect = connect
+        client.network_changed(Network(("10.0.0.8/24",), ("10.0.0.8",)))
+        await asyncio.wait_for(_until(lambda: offered), 0.5)
+        await client.close()
+
+    _run(main)
+
+
+def test_after_sleep_every_peer_is_tried_at_once(monkeypatch):
+    """The clock that counts sleep has moved on; a timer that time cancels has said so."""
+
+    async def main():
+        client, _server, offered = _pair(FakePlugin())
+        client.start()
+        client.open(1, "site.test", 80, Owner())
+        await _until(lambda: offered and client.node.peers[1].contact.links[0].rtt_s)
+        woken = []
+        monkeypatch.setattr(client.node, "wake", woken.append)
+        client.clock_jumped()
+        await asyncio.sleep(0.02)
+        assert not woken, "the clock was set, no more"
+        monkeypatch.setattr("uservpn.runtime.driver.suspended_for", lambda: 3600.0)
+        client.clock_jumped()
+        await asyncio.sleep(0.02)
+        assert len(woken) == 1
+        await client.close()
 
     _run(main)

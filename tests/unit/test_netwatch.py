@@ -1,0 +1,116 @@
+"""What a machine notices of its own network and of its own sleep, on the real kernel."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import uvloop
+
+from uservpn.runtime.netwatch import NetWatch, read_network
+from uservpn.runtime.timejump import TimeJump
+
+IN_NAMESPACE = """
+    import asyncio, subprocess, uvloop
+    from uservpn.runtime.netwatch import NetWatch
+
+    def ip(*commands):
+        for command in commands:
+            subprocess.run(["ip", *command.split()], check=True)
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        changes = []
+        reads = []
+        watch = NetWatch(loop, changes.append)
+        look = watch.look
+        watch.look = lambda: (reads.append(1), look())
+        watch.start()
+        assert watch.is_watching and watch.network.interfaces == () == watch.network.sources
+
+        async def settled():
+            count = -1
+            while count != len(reads):
+                count = len(reads)
+                await asyncio.sleep(0.15)
+
+        ip("link set lo up", "link add d0 type veth peer name d1", "link set d1 up", "link set d0 up")
+        await settled()
+        assert changes == [], "loopback and a link without an address are nothing"
+        reads.clear()
+        ip("addr add 10.1.2.3/24 dev d0", "route add default via 10.1.2.1")
+        await settled()
+        assert changes[-1].interfaces == ("10.1.2.3/24",) and changes[-1].sources == ("10.1.2.3",)
+        assert len(changes) <= 2 and len(reads) <= 3, "a burst is few"
+        ip("route add 10.9.0.0/16 via 10.1.2.1")
+        before = len(changes)
+        await settled()
+        assert len(changes) == before, "a route that leads nowhere new is none"
+        ip("link set d0 down")
+        await settled()
+        assert changes[-1].sources == ()
+        ip("link set d0 up", "addr flush dev d0", "addr add 10.7.7.7/16 dev d0")
+        await settled()
+        assert changes[-1].interfaces == ("10.7.7.7/16",)
+        reads.clear()
+        await asyncio.sleep(0.3)
+        assert not reads, "asleep while nothing happens"
+        watch.close()
+        print("done")
+
+    uvloop.run(main())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="netlink is Linux's")
+def test_changes_are_told_and_coalesced():
+    unshare = (
+        ["unshare", "--net"]
+        if os.geteuid() == 0
+        else ["unshare", "--user", "--map-root-user", "--net"]
+    )
+    done = subprocess.run(
+        [*unshare, sys.executable, "-c", textwrap.dedent(IN_NAMESPACE)],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.stdout == "done\n", done.stderr
+
+
+def test_reading_does_not_raise_and_leaves_loopback_out():
+    network = read_network()
+    assert not any(text.startswith(("127.", "::1/", "fe80")) for text in network.interfaces)
+
+
+def test_nothing_is_left_open():
+    async def main():
+        loop = asyncio.get_running_loop()
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(5):
+            watch = NetWatch(loop, lambda network: None)
+            jump = TimeJump(loop, lambda: None)
+            watch.start()
+            jump.start()
+            watch.close()
+            jump.close()
+        assert len(os.listdir("/proc/self/fd")) == before
+
+    uvloop.run(main())
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="timerfd is Linux's")
+def test_a_jump_of_time_is_told_again_and_again():
+    """The kernel's timer ends as it would when the clock is set; nobody here may set that."""
+
+    async def main():
+        told = asyncio.Queue()
+        jump = TimeJump(asyncio.get_running_loop(), lambda: told.put_nowait(None), far_s=0.02)
+        jump.start()
+        for _ in range(3):
+            await asyncio.wait_for(told.get(), 5)
+        jump.close()
+
+    uvloop.run(main())
