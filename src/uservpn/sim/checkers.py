@@ -49,8 +49,8 @@ def messages_a_minute(
     most the probes that a datagram link sends before it is given up. A link that comes up, as when a
     router has forgotten and a KEEPALIVE arrives from a new port, is proved and measured, and the one that
     it replaces is asked until it is given up. Who keeps bindings of a router alive, to be reached through
-    them, speaks every `binding_s` seconds, or 10 % earlier, and now and then asks for a trial. Behind a router
-    that forgets (`is_natted`), each KEEPALIVE is one from a new port, whose proof is answered.
+    them, speaks every `binding_s` seconds, or 10 % earlier, and now and then asks for a trial. Behind a
+    router that forgets (`is_natted`), each KEEPALIVE is one from a new port, whose proof is answered.
     """
     keepalive_s = min(keepalive_s, binding_s)
     kept = link_count * ceil(MINUTE_S / (0.9 * keepalive_s))
@@ -217,7 +217,7 @@ def _binding_s(member: Member) -> float:
     """How often a node speaks on its links to keep the bindings of a router."""
     reach = member.node.reach
     is_kept = reach.is_natted and reach.wants_reach
-    return reach.binding.interval_s if is_kept else member.seat.keepalive_s
+    return reach.bindings.binding.interval_s if is_kept else member.seat.keepalive_s
 
 
 def dead_exit_s(keepalive_s: float, grace_s: float) -> float:
