@@ -370,6 +370,7 @@ class Service:
                 "uptime_s": round(now - self.started_at, 1),
                 "software": __version__,
                 "state": "standing back" if node.claims.is_back else "active",
+                "reach": node.reach.snapshot(),
             },
             "duplicates": self._duplicates(now),
             "entry": str(config.entry.listen) if config.entry else None,
@@ -406,6 +407,8 @@ class Service:
             contact = peer.contact if peer else None
             links = contact.links if contact else []
             endpoints = contact.endpoints if contact else ()
+            known = record.endpoints if record else ()
+            known = known or (contact.dials.known if contact else ())
             is_up = contact is not None and contact.heard_at is not None and bool(links)
             if is_up:
                 state = "up"
@@ -428,9 +431,9 @@ class Service:
                     "rtt_ms": _ms(links[0].rtt_s) if links else None,
                     "clock_ms": _ms(node.flights.offset(number)),
                     "route": [*node.links[links[0].link].hops, number] if links else [],
-                    "endpoints": [known.endpoint for known in record.endpoints]
-                    if record and record.endpoints
-                    else list(endpoints),
+                    "way": _way(node.links[links[0].link].hops) if links else None,
+                    "endpoints": [place.endpoint for place in known],
+                    "kinds": [place.kind.name.lower() for place in known],
                     "software": record.software or None if record else None,
                     "heard_s": None if heard_at is None else round(now - heard_at, 1),
                     "problem": "" if is_up or contact is None else contact.last_failure,
@@ -460,6 +463,11 @@ class Service:
             self.exit.offer(stream, host, port)
         else:
             self.driver.refuse(stream, Fault.NOT_ALLOWED)
+
+
+def _way(hops: tuple[NodeId, ...]) -> str:
+    """How a linked node is reached, in words."""
+    return f"relay via {', '.join(map(str, hops))}" if hops else "direct"
 
 
 def _ms(seconds: float | None) -> float | None:

@@ -330,7 +330,9 @@ DOCUMENT: dict[str, Any] = {
             "state": "up",
             "rtt_ms": 21.25,
             "route": [7, 1],
-            "endpoints": ["tcp://203.0.113.5:7000"],
+            "way": "relay via 7",
+            "endpoints": ["tcp://203.0.113.5:7000", "udp://203.0.113.9:41000"],
+            "kinds": ["fixed", "observed"],
             "software": "0.1.0",
         },
         {"id": 2, "name": "evil\x1b[2J\nname", "rtt_ms": None},
@@ -361,6 +363,7 @@ def test_the_document_becomes_tables() -> None:
     assert "5.0 GiB" in text
     assert "1.5 KiB" in text
     assert "1.5%" in text
+    assert "relay via 7  tcp://203.0.113.5:7000 fixed, udp://203.0.113.9:41000 observed" in text
     assert "connections: none" in text
     assert all(not line.endswith(" ") for line in text.splitlines())
 

@@ -181,6 +181,21 @@ _CANDIDATES: Final[Sequence[Column]] = (
     _field("tests"),
     ("age", _length("age_s")[1]),
 )
+
+
+def _reached(row: Row) -> str:
+    return plain(row.get("way") or row.get("route"))
+
+
+def _endpoints(row: Row) -> str:
+    """Each with how it is known, where that is told."""
+    endpoints, kinds = row.get("endpoints"), row.get("kinds")
+    if not isinstance(endpoints, list) or not isinstance(kinds, list):
+        return plain(endpoints)
+    pairs = zip(endpoints, kinds, strict=False)
+    return ", ".join(f"{plain(endpoint)} {plain(kind)}" for endpoint, kind in pairs) or "-"
+
+
 _SECTIONS: Final[Mapping[str, Sequence[Column]]] = {
     "nodes": (
         _field("id"),
@@ -189,8 +204,8 @@ _SECTIONS: Final[Mapping[str, Sequence[Column]]] = {
         _field("roles"),
         _field("state"),
         _milliseconds("rtt_ms"),
-        _field("route"),
-        _field("endpoints"),
+        ("way", _reached),
+        ("endpoints", _endpoints),
         _field("software"),
         ("heard", _length("heard_s")[1]),
     ),

@@ -210,6 +210,18 @@ class Reach:
         """When `on_deadline` wants to be called."""
         return self.bindings.next_deadline()
 
+    # --- questions -------------------------------------------------------------------------------
+
+    def snapshot(self) -> dict[str, object]:
+        """For status: where this node can be reached, and what a NAT in between needs."""
+        return {
+            "endpoints": [place.endpoint for place in self.endpoints()],
+            "kinds": [place.kind.name.lower() for place in self.endpoints()],
+            "seen_at": sorted(map(str, self.observed.newest())),
+            "nat": self.is_natted,
+            "binding_s": self.bindings.binding.interval_s if self.bindings.is_kept else None,
+        }
+
     # --- inside ----------------------------------------------------------------------------------
 
     def _ask(self, peer: Peer, link: LinkId) -> None:
