@@ -141,7 +141,7 @@ class HostIndexBuilder:
 
     def __init__(self) -> None:
         self._names = CompactMapBuilder()
-        self._forms: set[Kind] = set()
+        self._forms = dict.fromkeys(_MARKS, 0)
         self._parts: list[_Part] = []
         self._networks: dict[int, list[tuple[Network, int]]] = {}
         self._patterns: dict[Kind, list[tuple[Pattern, int]]] = {Kind.REGEX: [], Kind.URL: []}
@@ -149,7 +149,7 @@ class HostIndexBuilder:
 
     def add_name(self, kind: Kind, name: str, order: int) -> None:
         """EXACT, SUFFIX, BELOW or ONE_LABEL; `name` in normal form, of BELOW and ONE_LABEL the domain."""
-        self._forms.add(kind)
+        self._forms[kind] |= 2 << name.count(".")
         self._names.add(_MARKS[kind] + name, order)
 
     def add_part(self, kind: Kind, text: str, order: int) -> None:
@@ -177,7 +177,7 @@ class HostIndexBuilder:
         """The index."""
         return HostIndex(
             self._names.build(),
-            _Forms(*(kind in self._forms for kind in _MARKS)),
+            _Forms(*self._forms.values()),
             _Parts(self._parts) if self._parts else None,
             {bits: _Networks(networks) for bits, networks in self._networks.items()},
             (_automaton(self._patterns[Kind.REGEX]), _automaton(self._patterns[Kind.URL])),
@@ -190,27 +190,29 @@ _MARKS: Final = {Kind.EXACT: "=", Kind.SUFFIX: "", Kind.BELOW: ".", Kind.ONE_LAB
 
 
 class _Forms(NamedTuple):
-    """Which kinds of name there are: the others are not asked for."""
+    """Which names there are: bit n is set where a kind has names of n labels. Others are not asked for."""
 
-    exact: bool
-    suffix: bool
-    below: bool
-    one_label: bool
+    exact: int
+    suffix: int
+    below: int
+    one_label: int
 
 
 def _keys(host: str, forms: _Forms) -> list[str]:
     """The texts under which a name that holds for `host` may stand in the map."""
     exact, suffix, below, one_label = forms
-    keys = ["=" + host] if exact else []
-    if suffix:
+    bit = 2 << host.count(".")  # of as many labels as are left
+    keys = ["=" + host] if exact & bit else []
+    if suffix & bit:
         keys.append(host)
     dot = host.find(".")
-    if one_label and dot >= 0:
+    if one_label & bit >> 1 and dot >= 0:
         keys.append("*" + host[dot:])
     while dot >= 0:
-        if suffix:
+        bit >>= 1
+        if suffix & bit:
             keys.append(host[dot + 1 :])
-        if below:
+        if below & bit:
             keys.append(host[dot:])
         dot = host.find(".", dot + 1)
     return keys
