@@ -45,6 +45,8 @@ class NodeConfig:
     """Fixed addresses; a node that has some is a server."""
     state_dir: Path | None = None
     """None: the platform's own place; ask `state_dir_of`."""
+    plugins: tuple[str, ...] = ()
+    """Entry points of the group `uservpn.plugins` that are started with the node (docs/messages.md)."""
 
 
 @dataclass(frozen=True, slots=True)

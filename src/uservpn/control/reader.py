@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 
 BUILT_IN_PROTOCOLS: Final = frozenset({"tcp", "udp"})
 LINK_PLUGINS: Final = "uservpn.links"
+NODE_PLUGINS: Final = "uservpn.plugins"
 KEY_FILE_SIZE_MAX: Final = 4096
 CREDENTIAL_SIZE_MAX: Final = 255
 """RFC 1929 gives one byte to the length of a user name and of a password."""
@@ -159,7 +160,20 @@ class Reader:
             return None
         country = raw.country.upper() if raw.country else None
         name = raw.name or f"node{raw.id}"
-        return NodeConfig(NodeId(raw.id), name, country, listen, public, state_dir)
+        plugins = tuple(raw.plugins or ())
+        self._check_plugins(plugins)
+        return NodeConfig(NodeId(raw.id), name, country, listen, public, state_dir, plugins)
+
+    def _check_plugins(self, names: Sequence[str]) -> None:
+        if not names:
+            return
+        from importlib.metadata import entry_points  # slow, and needed by few
+
+        installed = {entry.name for entry in entry_points(group=NODE_PLUGINS)}
+        for at, name in enumerate(names):
+            if name not in installed:
+                allowed = ", ".join(sorted(installed)) or "none: no plug-in is installed"
+                self._problems.add(("node", "plugins", at), repr(name), allowed)
 
     def _servers(
         self, extra_servers: Sequence[str], node: NodeConfig | None

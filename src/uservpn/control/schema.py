@@ -96,6 +96,7 @@ class RawNode(_Section, frozen=True):
     state_dir: Annotated[str, Meta(min_length=1, description="the path of a directory")] | None = (
         None
     )
+    plugins: list[str] | None = None
 
 
 class RawServer(_Section, frozen=True):

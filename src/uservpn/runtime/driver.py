@@ -238,6 +238,11 @@ class Driver:
 
     # --- out-of-band messages (docs/messages.md) -------------------------------------------------
 
+    @property
+    def node_id(self) -> NodeId:
+        """This node's number."""
+        return self.node.options.node
+
     def on_message(self, topic: str, handler: Callable[[NodeId, bytes], None] | None) -> None:
         """From now on `handler` gets what comes under this topic; None: nobody.
 
