@@ -154,8 +154,13 @@ class Members:
         servers = [record.node for record in self.directory if record.fixed_endpoints()]
         if self.directory.own.roles & Role.SERVER:
             return topology.kept_by_server(table.me, servers) | set(table.servers)
-        linked = {NodeId(n) for n, peer in table.peers.items() if peer.contact.direct()}
-        return topology.kept_by_other(table.me, set(table.servers), servers, linked)
+        linked = {
+            NodeId(node): state.rtt_s
+            for node, peer in table.peers.items()
+            if (state := peer.contact.direct()) is not None
+        }
+        kept = {peer.id for peer in table.peers.values() if peer.contact.is_kept}
+        return topology.kept_by_other(table.me, set(table.servers), servers, linked, kept)
 
     def _forget(self, node: NodeId) -> None:
         """A node was dropped from the list: it is dialled no more."""

@@ -799,10 +799,14 @@ class Node:
         if probe is not None and probe[0] != link:
             self._act_strayed(peer, probe[0], now)
         elif probe is not None and entry.state is not None:
+            is_first = entry.state.rtt_s is None
             peer.contact.measured(entry.state, now - probe[1])
             self._prove(peer, entry.state, now)
             peer.tunnel.rtt_s = entry.state.rtt_s or peer.tunnel.rtt_s
             self.flights.answered(peer, link, probe[1], header, payload, now)
-            self.members.advertise(now)
+            if is_first and not entry.hops:
+                self._arrange(now)  # a nearer server than one that is kept?
+            else:
+                self.members.advertise(now)
         if entry.state is not None and not entry.state.is_unproved:
             self._sizing.answered(link, entry, payload[:8], now)
