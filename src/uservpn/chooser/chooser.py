@@ -406,8 +406,15 @@ class Chooser:
         return pool[0].node, case.reason or "owner's order"
 
     def _bind(
-        self, case: Case, exit: NodeId, reason: str, moved_from: NodeId | None, now: float
+        self,
+        case: Case,
+        exit: NodeId,
+        reason: str,
+        moved_from: NodeId | None,
+        now: float,
+        is_fresh: bool = False,
     ) -> Choice:
+        """`is_fresh`: the other exits were looked at just now."""
         at = now + self.wall_s()
         key = case.key
         if moved_from is None:
@@ -417,7 +424,7 @@ class Chooser:
             session = self.sessions.move(key, exit, reason, at)
             name = f"{key.site} (session {key.session})" if key.session else key.site
             self._moved.append(f"{name} leaves at exit {exit} now: exit {moved_from} died")
-        session.look_at = now + LOOK_S
+        session.look_at = now + LOOK_S if is_fresh else now
         case.taken.add(exit)
         return Choice(exit, reason, key, key.site)
 
@@ -485,11 +492,19 @@ class Chooser:
         unknown = [
             state
             for state in self.pool(case, now)
-            if expected.get(state.node, state.flight_ms or 0.0) <= limit
+            if self._may_take(site, state, expected, at) <= limit
             and self._wants_look(site, state.node, at)
         ]
         if unknown and self._try(case, unknown, now, wait_s=0.0) is not None:
             session.look_at = now + LOOK_S
+
+    def _may_take(
+        self, site: str, state: ExitState, expected: dict[NodeId, float], at: float
+    ) -> float:
+        """The least that this exit may take in ms: until enough is known, its flight time."""
+        if self.knowledge.samples(site, state.node, at) < SAMPLES_MIN:
+            return state.flight_ms or 0.0
+        return expected.get(state.node, 0.0)
 
     def _wants_look(self, site: str, exit: NodeId, at: float) -> bool:
         newest = self.knowledge.newest(site, exit)
@@ -571,8 +586,8 @@ class Chooser:
             if trial.last is not None:  # one more sample of each, for a session that was before
                 best, _ = self.best(case, self.pool(case, now), trial.last, now + self.wall_s())
                 if best is not None:
-                    return self._bind(case, best, "measured", moved_from, now)
-            return self._bind(case, winner, "test", moved_from, now)
+                    return self._bind(case, best, "measured", moved_from, now, is_fresh=True)
+            return self._bind(case, winner, "test", moved_from, now, is_fresh=True)
         pool = self.pool(case, now)
         left = [state for state in pool if state.node not in trial.sums] or pool
         if not left:

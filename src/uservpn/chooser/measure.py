@@ -13,7 +13,8 @@ same way without the site's own thinking, and is kept apart from the real ones.
 **The mean** is an interquartile mean (a 25 % trimmed mean, Tukey 1962) over samples weighted by age,
 half as much every two days: a quarter of the weight may lie anywhere without moving it far. It says
 nothing until it has three samples; a single value never decides. A reply that never came is a sample
-of ten seconds, so an exit that is near and carries nothing becomes a slow one.
+of ten seconds, so an exit that is near and carries nothing becomes a slow one. There are few tests, and
+chance only ever makes them longer: their mean is that of the lower half.
 
 **Like with like**: real averages are compared with real ones. Where an exit has only tests, what the
 site itself takes (the real average less the test's, at exits that have both) is added.
@@ -119,13 +120,21 @@ class Series:
 
     def mean(self, now: float) -> float | None:
         """The interquartile mean, weighted by age; None: there is nothing to go by."""
+        pairs = self._weighted(now)
+        return _mean_between(pairs, 1 / 4, 3 / 4) if pairs else None
+
+    def low(self, now: float) -> float | None:
+        """The mean of the lower half, for what chance only ever adds to; None: nothing to go by."""
+        pairs = self._weighted(now)
+        return _mean_between(pairs, 0.0, 1 / 2) if pairs else None
+
+    def _weighted(self, now: float) -> list[tuple[float, float]]:
         flat = self._flat
-        pairs = [
+        return [
             (flat[i + 1], 0.5 ** (max(0.0, now - flat[i]) / HALF_LIFE_S))
             for i in range(0, len(flat), 2)
             if flat[i] > now - FORGET_S
         ]
-        return _interquartile_mean(pairs) if pairs else None
 
     def pairs(self) -> list[tuple[float, float]]:
         """Every sample: stamp and ms."""
@@ -136,11 +145,11 @@ class Series:
         return self._flat.tobytes()
 
 
-def _interquartile_mean(pairs: list[tuple[float, float]]) -> float:
-    """Of (value, weight)s: the mean of the middle half of the weight."""
+def _mean_between(pairs: list[tuple[float, float]], start: float, end: float) -> float:
+    """Of (value, weight)s in order: the mean of this part of the weight."""
     pairs.sort()
     total = sum(weight for _, weight in pairs)
-    low, high = total / 4, total * 3 / 4
+    low, high = total * start, total * end
     at = sum_ = 0.0
     for value, weight in pairs:
         inside = min(at + weight, high) - max(at, low)
@@ -265,7 +274,7 @@ class Knowledge:
         pairs = self._sites.get(site)
         if not pairs:
             return {}
-        tests = {exit: pair.tests.mean(now) for exit, pair in pairs.items()}
+        tests = {exit: pair.tests.low(now) for exit, pair in pairs.items()}
         real = {
             exit: pair.real.mean(now) if pair.real.count(now) >= SAMPLES_MIN else None
             for exit, pair in pairs.items()

@@ -171,7 +171,7 @@ def _candidates(chooser: Chooser, case: Case, now: float) -> list[dict[str, Any]
                 "expected_ms": _round(expected.get(state.node)),
                 "first_rtt_ms": _round(real.mean(at)),
                 "samples": real.count(at),
-                "connect_ms": _round(tests.mean(at)),
+                "connect_ms": _round(tests.low(at)),
                 "tests": tests.count(at),
                 "age_s": None if newest is None else round(max(0.0, at - newest), 1),
                 "all_sites_ms": _round(chooser.knowledge.exit_mean(state.node, at)),
