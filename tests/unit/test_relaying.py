@@ -6,6 +6,7 @@ import pytest
 
 from uservpn.errors import Fault
 from uservpn.mesh.records import EndpointKind, Known, Record, Role
+from uservpn.node.table import OVERHEAD
 from uservpn.wire.constants import Kind
 from world import World
 
@@ -238,3 +239,29 @@ def test_when_a_direct_link_comes_it_is_used():
     world.settle(client)
     world.run(5)
     assert _ways(world, 3)[0] == ()
+
+
+def test_messages_over_a_relay_are_as_small_as_its_narrower_link_needs():
+    """The relay says what was too large for its second link; the origin cuts its messages anew."""
+    world = _mesh(payload_max=1424)
+    for relay in (1, 2, 3):
+        world.narrow[frozenset((relay, 60))] = 1280 - 76
+    for link, ends in list(world.links.items()):
+        if 60 in {member.id for member in ends}:
+            world.cut(link)  # it is dialled again, and its size searched
+    world.run(30)
+    stream = _fetch(world, 100_000, seconds=30)
+    exit = world.members[60]
+    back = exit.offered[-1][0]
+    exit.send(back, bytes(100_000), finish=True)
+    world.settle(exit)
+    world.run(30)
+    assert len(world.members[50].received[stream.id]) == 100_000
+    entry = next(
+        entry
+        for entry in world.members[50].node.links.values()
+        if entry.hops and entry.peer is not None and entry.peer.id == 60
+    )
+    assert entry.size_max + OVERHEAD == 1280 - 76
+    relay = world.members[entry.hops[0]].node.relay
+    assert 0 < relay.counters.unreachable < 200 and relay.counters.passed > 100

@@ -151,6 +151,8 @@ class World:
         """Pairs between which all is lost, though links stand."""
         self.payload_max: int | None = None
         """Links are datagram links from now on, and lose larger sealed payloads without a word."""
+        self.narrow: dict[frozenset[int], int] = {}
+        """What other paths carry, by their two ends."""
         self.limit = 1500 - 76
         """What the ends of datagram links themselves take."""
         self.tap: list[tuple[int, bytes, bytes]] = []
@@ -238,8 +240,10 @@ class World:
 
     def carry(self, link: int, head: bytes, body: bytes) -> None:
         self.tap.append((link, head, body))
-        if self.payload_max is not None and len(body) > self.payload_max:
-            return
+        if self.payload_max is not None:
+            ends = frozenset(member.id for member in self.links.get(link, ()))
+            if len(body) > self.narrow.get(ends, self.payload_max):
+                return
         if self.black_hole or self.rng.random() < self.loss:
             return
         pair = self.links.get(link)
