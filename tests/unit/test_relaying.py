@@ -265,3 +265,13 @@ def test_messages_over_a_relay_are_as_small_as_its_narrower_link_needs():
     assert entry.size_max + OVERHEAD == 1280 - 76
     relay = world.members[entry.hops[0]].node.relay
     assert 0 < relay.counters.unreachable < 200 and relay.counters.passed > 100
+
+
+def test_a_relay_notices_that_its_link_became_narrower():
+    """Nobody tells it that what it passes on is lost: it asks, and the origin is told the new size."""
+    world = _mesh(payload_max=1424)
+    world.run(20)
+    _fetch(world, 50_000)
+    for relay in (1, 2, 3):
+        world.narrow[frozenset((relay, 60))] = 1280 - 76
+    _fetch(world, 50_000, seconds=60)

@@ -50,6 +50,10 @@ DOUBT_S: Final = 1.0
 """The size is confirmed at most so often because messages were lost."""
 CONFIRM_S: Final = 0.25
 """As ANSWER_S for a size that has passed before: to doubt it wrongly costs little, to keep it a stall."""
+BLIND_S: Final = 5.0
+"""The size of a link that carries messages of others is confirmed so often."""
+SMALL: Final = 0
+"""Beside the first probe of a size in doubt goes a short one: does anything at all pass?"""
 DOUBT_COUNT: Final = 4
 """So many resent messages raise doubt."""
 
@@ -77,6 +81,7 @@ class PathMtu:
     """The search for one link. `size` is what its messages may have now, `base` <= size <= `limit`."""
 
     __slots__ = (
+        "_blind_at",
         "_doubt_at",
         "_fails",
         "_is_started",
@@ -105,6 +110,7 @@ class PathMtu:
         self._probes: list[int] = []
         self._raise_at = 0.0
         self._doubt_at = 0.0
+        self._blind_at = 0.0
         self._resent = 0
 
     @property
@@ -131,11 +137,18 @@ class PathMtu:
             self._resent = resent_count
             self.doubt(now)
 
+    def relayed(self, now: float) -> None:
+        """Messages of others went over the link: nobody here would hear that they are lost."""
+        if now >= self._blind_at:
+            self._blind_at = now + BLIND_S
+            self.doubt(now)
+
     def doubt(self, now: float) -> None:
         """Messages of the present size seem to be lost, or the path may be another one."""
         if self._is_started and self.size > self.base and not self._present.size:
             self._doubt_at = now + DOUBT_S
             self._ask(self._present, self.size, now)
+            self._probes.append(SMALL)
 
     def answered(self, size: int, now: float) -> None:
         """The peer answered a probe of this size."""
@@ -180,7 +193,7 @@ class PathMtu:
         return min(times, default=None)
 
     def take_probes(self) -> list[int]:
-        """Sizes to probe now."""
+        """Sizes to probe now; SMALL: a probe as short as they usually are."""
         probes = self._probes
         if probes:
             self._probes = []

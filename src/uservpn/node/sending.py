@@ -46,6 +46,7 @@ class Sender:
         for peer in self._table.touched.values():
             if peer.is_onward:
                 self._relaying.take(peer, room, out, now)
+                self._sizing.relayed(peer, now)
             mail = peer.mail.outgoing
             if not peer.outbox and not mail and not peer.tunnel.has_outgoing():
                 continue

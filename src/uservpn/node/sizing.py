@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
-from uservpn.mesh.pathmtu import PathMtu
-from uservpn.node.table import OVERHEAD, LinkEntry, Table
+from uservpn.mesh.pathmtu import SMALL, PathMtu
+from uservpn.node.table import OVERHEAD, LinkEntry, Peer, Table
 from uservpn.types import LinkId
 from uservpn.wire.constants import TAG_SIZE, Kind
 
@@ -66,6 +66,15 @@ class Sizing:
             if mtu.next_deadline() is not None and link not in self._searching:
                 self._follow(link, entry, now)
 
+    def relayed(self, peer: Peer, now: float) -> None:
+        """Messages of others went to this neighbour."""
+        state = peer.contact.direct()
+        entry = self._table.links.get(state.link) if state is not None else None
+        if state is not None and entry is not None and entry.mtu is not None:
+            entry.mtu.relayed(now)
+            if entry.mtu.next_deadline() is not None and state.link not in self._searching:
+                self._follow(state.link, entry, now)
+
     # --- time ------------------------------------------------------------------------------------
 
     def on_deadline(self, now: float) -> None:
@@ -96,7 +105,9 @@ class Sizing:
         else:
             self._searching[link] = mtu
         for size in mtu.take_probes():
-            if peer is not None:
+            if peer is not None and size == SMALL:
+                self._table.probe(peer, link, now)
+            elif peer is not None:
                 token = self._table.random(TOKEN_SIZE)
                 self._remember(token, link, size)
                 padding = bytes(size - TAG_SIZE - TOKEN_SIZE)
