@@ -13,7 +13,7 @@ from tests.netns.lab import Lab
 from tests.netns.nodes import MIB, Fleet, Transfer
 
 IS_FULL = os.environ.get("USERVPN_NETNS") == "full"
-SIZE = 200 * MIB if IS_FULL else 8 * MIB
+SIZE = 64 * MIB if IS_FULL else 8 * MIB
 PATH = (
     {"rate_mbit": 100, "delay_ms": 50, "queue": 1_250_000}
     if IS_FULL
