@@ -100,6 +100,7 @@ def test_a_smaller_mtu(fleet, laptop, is_told):
             f"MTU 1,280, {'told' if is_told else 'silent'}",
             lambda transfer: laptop.host.path.set("both", mtu=1280, tell_mtu=is_told),
         )
+        laptop.restart()  # or its links would remember
 
 
 def test_tcp_connections_are_reset(fleet, laptop):

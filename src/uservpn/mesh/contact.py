@@ -471,6 +471,8 @@ class Contact:
                 state.retry_s = 1.5 * state.retry_s + self._jitter(PUNCH_RETRY_S)
             else:
                 state.retry_s = 2 * state.retry_s + RETRY_S
+                # others carry meanwhile, where there are any: UDP may have been shut off
+                state.probed = state.probed or not state.is_tentative
             self._plans.append(Probe(state.link, False))
         elif self.has_streams and owed is None and now >= self._check_at(state):
             state.check_s = min(2 * state.check_s, self._keepalive_s)
