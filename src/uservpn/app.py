@@ -37,7 +37,6 @@ from uservpn.mesh.records import EndpointKind, Known, Record, Role
 from uservpn.node.node import Node
 from uservpn.node.options import NodeOptions
 from uservpn.node.table import OVERHEAD
-from uservpn.runtime import plugins
 from uservpn.runtime.allocator import give_back, keep_message_blocks
 from uservpn.runtime.boot import instance_of, next_boot
 from uservpn.runtime.choosing import Choosing
@@ -206,7 +205,6 @@ class Service:
         changed = self.memory.changed if self.memory else lambda: None
         self.choosing = Choosing(self.chooser, self.driver, changed)
         self.pinger = Pinger(self.driver)
-        self._plugins = plugins.load(config.node.plugins)
         self.entry: Entry | None = None
         self._leaving: list[Entry] = []  # no longer listening, with programs still connected
 
@@ -218,7 +216,10 @@ class Service:
         if self.memory is not None:
             self.memory.load()
         self.entry = await self._new_entry(config)
-        plugins.start(self._plugins, self.driver)
+        if config.node.plugins:
+            from uservpn.runtime import plugins  # few have any
+
+            plugins.start(plugins.load(config.node.plugins), self.driver)
         self._net_watch.start()
         self._time_jump.start()
         self.driver.start(self._net_watch.network, self._net_watch.is_watching)

@@ -157,6 +157,27 @@ def test_an_exit_behind_a_relay_keeps_its_client(boot):
     assert client.node.peers[7].session.peer_boot == 2000
 
 
+@pytest.mark.parametrize("boot", [1500, 3000], ids=["older boot", "newer boot"])
+def test_a_second_server_that_is_dialled_in_the_place_of_the_first_is_found_out(boot):
+    """Its record is newer, so its endpoint is dialled: that it answers does not make it the first."""
+    world = World()
+    _server(world, 1)
+    here = Known(EndpointKind.FIXED, "sim://10.0.0.7:1")
+    record = Record(7, 2000, 0, Role.SERVER | Role.EXIT, name="first", endpoints=(here,))
+    first = _twin(world, HOME, 2000, "sim://first", record)
+    client = world.add(50, HOME)
+    world.run(20)
+    download = Download(world, client, first)
+    there = Known(EndpointKind.FIXED, "sim2://10.0.0.77:1")
+    record = Record(7, boot, 0, Role.SERVER | Role.EXIT, name="later", endpoints=(there,))
+    later = _twin(world, {}, boot, "sim://later", record)
+    world.connect(client, 7, "sim2://10.0.0.77:1", "sim2")
+    download.go_on(12)
+    assert later.node.claims.is_back and not first.node.claims.is_back
+    assert _told(later, "") and _told(first, "sim2://10.0.0.77:1")
+    download.check()
+
+
 def test_a_restart_is_not_taken_for_another_node():
     """Killed, its link closed with it: no wait, no word of a duplicate."""
     world = World()
@@ -193,6 +214,25 @@ def test_after_a_power_failure_the_restarted_node_waits_a_second(known):
         bytes(server.received[second.id])[-5:] == b"hello" and again.opened[second.id] is Fault.NONE
     )
     assert not any("duplicate" in text for member in (server, again) for text in member.news)
+
+
+def test_a_rival_that_goes_again_costs_the_first_nothing():
+    """The known node answers late, after patience has ended: nobody waits for its place any more."""
+    world = World()
+    server = _server(world, 1)
+    first = _twin(world, HOME, 2000, "sim://first")
+    world.run(20)
+    download = Download(world, first, server)
+    later = _twin(world, HOME, 3000, "sim://later")
+    world.run(0.3)
+    assert server.node.peers[7].rival is not None
+    world.delays[7, 1] = 3.0
+    _die(world, later)
+    download.go_on(10)
+    world.delays.clear()
+    download.go_on(5)
+    download.check()
+    assert server.node.peers[7].session.peer_boot == 2000
 
 
 def test_a_newcomer_that_restarts_stands_back_again():
@@ -477,3 +517,43 @@ def test_a_malformed_claim_costs_its_link():
         world.settle(node)
         world.run(5)
     assert server.node.counters.peer_faults == 2
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_whatever_is_lost_and_wherever_they_meet_one_stays_and_the_other_does_not(seed):
+    """Loss, doubles, reordering, clocks an hour off, boots either way, one server or two."""
+    _mixed(seed)
+
+
+def _mixed(seed):
+    rng = random.Random(seed)
+    world = World(seed=seed, delay=rng.choice((0.005, 0.05, 0.2)))
+    one = _server(world, 1)
+    _server(world, 2)
+    world.run(5)
+    first = _twin(
+        world, {**HOME, **OTHER}, 2000, "sim://first", Record(7, 2000, name="first"),
+        skew_s=rng.uniform(-3600, 3600),
+    )  # fmt: skip
+    world.run(rng.uniform(5, 60))
+    download = Download(world, first, one)
+    world.loss, world.dup = rng.choice((0.0, 0.03)), rng.choice((0.0, 0.05))
+    world.reorder = rng.choice((0.0, 0.1))
+    boot = rng.choice((1500, 3000))
+    later = None
+    for _ in range(rng.choice((1, 2, 3))):
+        if later is not None:
+            _die(world, later)
+        boot += rng.randrange(1, 100)
+        later = _twin(
+            world, rng.choice((HOME, OTHER, {**HOME, **OTHER})), boot, "sim://later",
+            Record(7, boot, name="later"), skew_s=rng.uniform(-3600, 3600),
+        )  # fmt: skip
+        download.go_on(rng.uniform(0, 12))
+    world.loss = world.dup = world.reorder = 0.0
+    download.go_on(30)
+    assert later.node.claims.is_back and not first.node.claims.is_back, seed
+    download.check()
+    world.run(30)
+    assert one.node.directory.get(7).name == "first", seed
+    assert one.node.peers[7].session.peer_boot == 2000, seed

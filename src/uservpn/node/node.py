@@ -572,8 +572,9 @@ class Node:
         assert rival is not None
         peer.rival = None
         for state in [*peer.contact.links, *peer.contact.unproved]:
-            self.table.events.append(CloseWanted(state.link))
-            self.link_down(state.link, "silent while its number came from elsewhere", now)
+            if state.link != rival.link:
+                self.table.events.append(CloseWanted(state.link))
+                self.link_down(state.link, "silent while its number came from elsewhere", now)
         for link, header, body in rival.held:
             self.receive(link, header, body, now)
 

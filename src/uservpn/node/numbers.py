@@ -25,10 +25,11 @@ from uservpn.mesh.claims import (
     Supersede,
     Tell,
 )
+from uservpn.mesh.contact import LinkState
 from uservpn.node.admission import CHALLENGE_SIZE
 from uservpn.node.members import Members
 from uservpn.node.options import CloseWanted
-from uservpn.node.table import Peer, Rival, Table
+from uservpn.node.table import LinkEntry, Peer, Rival, Table
 from uservpn.types import Buffer, LinkId
 from uservpn.wire.constants import FLAG_BOUND, Kind
 from uservpn.wire.header import Header
@@ -65,7 +66,7 @@ class Numbers:
     def judge(self, peer: Peer, link: LinkId, header: Header, body: Buffer, now: float) -> bool:
         """A message whose boot is not the known one; False: it is to be treated like any other."""
         entry = self._table.links.get(link)
-        if entry is None or entry.peer is peer:
+        if entry is None or (entry.peer is peer and _is_heard(entry)):
             return False  # over the known node's own link: it was restarted
         rival = peer.rival
         if rival is not None and rival.link not in self._table.links:
@@ -73,7 +74,7 @@ class Numbers:
         if rival is not None and rival.boot == header.boot:
             self._hear_rival(peer, rival, link, header, body, now)
             return True
-        is_linked = bool(peer.contact.links)
+        is_linked = bool(_others(peer, link))
         if not is_linked and header.boot > peer.session.peer_boot:
             return False
         payload = peer.session.peek(header, body)
@@ -106,12 +107,16 @@ class Numbers:
     def is_gone(self, peer: Peer, now: float) -> bool:
         """A rival waits: is the known node silent for too long, or has it no link any more?"""
         rival = peer.rival
-        if rival is None or rival.is_known_alive:
-            return rival is not None and not peer.contact.links
-        rtt_s = max((s.rtt_s or 0.0 for s in peer.contact.links), default=0.0)
+        if rival is None or rival.link not in self._table.links:
+            peer.rival = None  # it has gone again
+            return False
+        known = _others(peer, rival.link)
+        if rival.is_known_alive or not known:
+            return not known
+        rtt_s = max(state.rtt_s or 0.0 for state in known)
         is_other = rival.claim is not None and rival.claim.instance != peer.instance
         least = PATIENCE_OTHER_S if is_other and peer.instance else PATIENCE_S
-        return not peer.contact.links or now >= rival.since + max(least, 4 * rtt_s)
+        return now >= rival.since + max(least, 4 * rtt_s)
 
     def on_deadline(self, peer: Peer, now: float) -> None:
         """Repeats what may have been lost, forgets a rival that says no more."""
@@ -219,15 +224,16 @@ class Numbers:
         if rival.claim is None:
             self._send(peer, rival.link, Kind.CHALLENGE, rival.value, rival.boot)
         if not rival.is_known_alive:
-            for state in peer.contact.links[:LINKS_MAX]:
+            for state in _others(peer, rival.link)[:LINKS_MAX]:
                 rival.tokens.add(self._table.probe(peer, state.link, now))
 
     def _tell_both(self, peer: Peer, rival: Rival, now: float) -> None:
         """Each hears of the other's claim; the known one decides, and ours is to pass it on."""
-        if rival.claim is None or not rival.is_known_alive or not peer.contact.links:
+        links = _others(peer, rival.link)
+        if rival.claim is None or not rival.is_known_alive or not links:
             return
         rival.again_at = now + AGAIN_S
-        known = peer.contact.best().link
+        known = links[0].link
         self._send(peer, known, Kind.DUPLICATE, rival.claim.encode(), 0)
         claim = self.heard.of(peer.id, peer.session.peer_boot, now)
         if claim is not None:
@@ -256,3 +262,13 @@ class Numbers:
         if header.flags & FLAG_BOUND:
             return self._table.is_stamp_recent(header, now)
         return self._table.is_recent(sent_ms / 1000, now)
+
+
+def _is_heard(entry: LinkEntry) -> bool:
+    """Has anything come over this link? One that we dialled is nobody's before."""
+    return entry.state is None or entry.state.heard_at > entry.state.up_at
+
+
+def _others(peer: Peer, link: LinkId) -> list[LinkState]:
+    """The links of the known node: all but the rival's, which may have been dialled in its place."""
+    return [state for state in peer.contact.links if state.link != link]
