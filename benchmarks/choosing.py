@@ -516,7 +516,7 @@ def main() -> int:
     )
     print("\n".join(table(results)))
     print(waits(runs))
-    tests = sum(ours.chooser.request_count for ours in runs) / len(runs) / options.days
+    tests = sum(ours.chooser.trials.asked_count for ours in runs) / len(runs) / options.days
     print(f"tests asked of all exits together: {tests:.0f} a day")
     return 0
 

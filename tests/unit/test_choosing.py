@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from uservpn.chooser import chooser as chooser_module
+from uservpn.chooser import lookups, reached
 from uservpn.chooser.affinity import Key, Sessions
 from uservpn.chooser.cases import Choice, ExitState
 from uservpn.chooser.chooser import LOOK_S, REFRESH_S, Chooser
@@ -369,6 +370,7 @@ class World:
         self.asked: list[tuple[int, Inquiry]] = []
         self.country = ""
         self.addresses: tuple[str, ...] = ()
+        self.fault = Fault.NONE
         self.chooser = Chooser(
             self.mesh,
             site_of=site_of,
@@ -405,9 +407,8 @@ class World:
                     answers.append((self.now + 0.02, exit, finding))
                     continue
                 after = ((self.mesh.flight_ms(exit) or 0.0) + connect) / 1000
-                answers.append(
-                    (self.now + after, exit, Finding(test.token, Fault.NONE, 0, connect))
-                )
+                finding = Finding(test.token, self.fault, 0, 0.0 if self.fault else connect)
+                answers.append((self.now + after, exit, finding))
         for at, exit, tested in sorted(answers):
             self.now = max(self.now, at)
             self.chooser.tested(exit, tested, self.now)
@@ -447,7 +448,7 @@ def test_nearest_by_country_where_it_is_known_and_nothing_is_measured() -> None:
     far = {("JP", "JP"): 0.0, ("JP", "US"): 9000.0, ("JP", "DE"): 9100.0}
     world = World(near=lambda one, other: far.get((one, other)))
     world.connect_ms.clear()
-    world.chooser.countries["example.com"] = "JP"
+    world.chooser.lookups.countries["example.com"] = "JP"
     assert world.visit()[:2] == (3, "nearest")
 
 
@@ -514,6 +515,8 @@ def test_an_exit_that_lets_nothing_through_is_dead_until_something_comes() -> No
     """It is linked and answers; but six connections to three sites heard nothing."""
     world = World()
     choices = {site: world.visit(site) for site in ("a.test", "b.test", "c.test")}
+    for choice in choices.values():
+        world.chooser.replied(choice, 95.0, world.now)
     for _ in range(2):
         for choice in choices.values():
             assert choice.exit == 2
@@ -527,6 +530,19 @@ def test_an_exit_that_lets_nothing_through_is_dead_until_something_comes() -> No
     world.connect_ms[2] = 5.0
     assert world.visit("new.test").exit == 2
     assert {site: world.visit(site).exit for site in choices} == moved
+
+
+def test_targets_that_never_answered_say_nothing_of_the_exit() -> None:
+    """As the many dead peers of a file-sharing program, or names that do not exist."""
+    world = World()
+    good = world.visit("good.test")
+    world.chooser.replied(good, 95.0, world.now)
+    for number in range(20):
+        choice = Choice(good.exit, "test", Key(f"192.0.2.{number}"), f"192.0.2.{number}")
+        world.chooser.failed(choice, choice.site, 6881, Fault.TIMEOUT, world.now)
+        world.chooser.failed(good, "nowhere.good.test", 443, Fault.HOST_UNREACHABLE, world.now)
+    assert world.visit("good.test").exit == good.exit
+    assert not world.chooser.take_moved()
 
 
 def test_one_silent_site_is_not_the_exits_fault() -> None:
@@ -559,6 +575,16 @@ def test_a_session_that_never_worked_is_given_up() -> None:
     world.chooser.connected(again, "a.example.com", 443)
     world.chooser.failed(again, "a.example.com", 443, Fault.TIMEOUT, world.now)
     assert world.visit().exit == again.exit
+
+
+def test_a_name_that_does_not_exist_is_not_tested_again_and_again() -> None:
+    world = World()
+    world.fault = Fault.HOST_UNREACHABLE
+    choice = world.visit("nowhere.example")
+    for _ in range(5):
+        world.chooser.failed(choice, "nowhere.example", 443, Fault.HOST_UNREACHABLE, world.now)
+        world.visit("nowhere.example")
+    assert world.chooser.trials.trial_count == 1
 
 
 def test_the_programs_choice_comes_first() -> None:
@@ -695,14 +721,15 @@ def test_tests_are_bounded_and_then_the_best_known_counts() -> None:
     for number in range(40):
         world.now = 1000.0
         world.visit(f"site{number}.test")
-    assert world.chooser.trial_count == 30
-    assert world.chooser.request_count == len(world.asked) == 90
+    assert world.chooser.trials.trial_count == 30
+    assert world.chooser.trials.asked_count == len(world.asked) == 90
     assert world.visit("another.test").reason == "owner's order"
 
 
 def test_every_table_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("KNOWN_MAX", "CASES_MAX", "COUNTRIES_MAX"):
-        monkeypatch.setattr(chooser_module, name, 20)
+    monkeypatch.setattr(chooser_module, "CASES_MAX", 20)
+    monkeypatch.setattr(reached, "REACHED_MAX", 20)
+    monkeypatch.setattr(lookups, "COUNTRIES_MAX", 20)
     world = World()
     world.chooser.sessions._sessions_max = 20
     rng = random.Random(1)
@@ -713,9 +740,9 @@ def test_every_table_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         world.now += 1
     chooser = world.chooser
     assert len(chooser._cases) <= 20
-    assert len(chooser._known) <= 20
+    assert len(chooser.reached) <= 20
     assert len(chooser.sessions) <= 20
-    assert not chooser._waiting
+    assert not chooser.trials._waiting
 
 
 def test_a_live_session_costs_little() -> None:

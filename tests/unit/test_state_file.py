@@ -59,7 +59,7 @@ def fill(chooser: Chooser, seed: int, count: int = 20) -> None:
         chooser.knowledge.replied(site, exit, rng.uniform(10, 300), AT + number)
         chooser.knowledge.moved(site, exit, rng.randrange(10**6), 10)
         if number % 3 == 0:
-            chooser._learn_country(site, "DE")
+            chooser.lookups.learn(site, "DE")
 
 
 def state_of(chooser: Chooser):

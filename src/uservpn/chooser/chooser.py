@@ -21,8 +21,7 @@ for a site's country for that.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from uservpn.chooser.affinity import Key, Session, Sessions
@@ -37,21 +36,23 @@ from uservpn.chooser.cases import (
     wished_target,
 )
 from uservpn.chooser.hosts import normal_host, number_of
-from uservpn.chooser.measure import NEVER_MS, SAMPLES_MIN, Knowledge
+from uservpn.chooser.liveness import Liveness
+from uservpn.chooser.lookups import Lookups
+from uservpn.chooser.measure import NEVER_MS, Knowledge
+from uservpn.chooser.ranking import REFRESH_S, Ranking
+from uservpn.chooser.reached import Reached
 from uservpn.chooser.targets import Action, Pick, Target
 from uservpn.chooser.testing import (
     CANDIDATES_MAX,
     KEEP,
     RESOLVE,
     RESOLVE_WAIT_S,
-    TRIAL_LIFE_S,
-    TRIALS_MAX,
     WAIT_S,
-    Budget,
     Finding,
     Inquiry,
     Trial,
 )
+from uservpn.chooser.trials import Trials
 from uservpn.chooser.wishes import parse_wish
 from uservpn.errors import Fault
 from uservpn.types import NodeId
@@ -59,37 +60,18 @@ from uservpn.types import NodeId
 if TYPE_CHECKING:  # rules cost memory where there are some, and only there
     from uservpn.chooser.rules import Verdict
 
-KNOWN_MAX: Final = 8192
-"""Targets remembered as having connected; the oldest is forgotten."""
 CASES_MAX: Final = 4096
-COUNTRIES_MAX: Final = 4096
-COUNTRY_AGAIN_S: Final = 3600.0
-"""A country that no exit knew is asked for again after so long."""
-ADDRESS_KEPT_S: Final = 60.0
-ADDRESSES_KEPT_MAX: Final = 1024
 LOOKUPS_MAX: Final = 2
-"""Exits that are asked for an address at once."""
-ANYWHERE: Final = Target()
-MUTE_COUNT: Final = 6
-"""So many connections in a row without any reply, to at least `MUTE_SITES`: the exit counts as dead."""
-MUTE_SITES: Final = 3
-MUTE_S: Final = 600.0
-"""Unless something comes through it before."""
-HYSTERESIS: Final = 0.07
-"""How much better another exit must be than the last one to take over a new session."""
-HYSTERESIS_MS: Final = 1.0
-TESTS_MIN: Final = 2
-"""Samples, tests and real ones, without which an exit does not take a session over."""
-CONTENDER: Final = 1.5
-"""An exit that is expected to take longer than the best by this factor is not looked at again."""
+"""Exits that are asked for an address or a country at once."""
 LOOK_S: Final = 60.0
 """A session looks at other exits at most this often, while they are not known well enough."""
-REFRESH_S: Final = 3 * 3600.0
-"""What is known is looked at anew when it is this old."""
+ANYWHERE: Final = Target()
 _UNREACHED: Final = frozenset(
     (Fault.TIMEOUT, Fault.HOST_UNREACHABLE, Fault.NETWORK_UNREACHABLE, Fault.NOT_ALLOWED)
 )
-"""Results of a dial that speak against the exit."""
+"""Results of a dial that another exit may not have."""
+_TOO_SLOW: Final = frozenset((Fault.TIMEOUT, Fault.NETWORK_UNREACHABLE))
+"""Results that count as a reply that never came."""
 
 
 class Ruling(Protocol):
@@ -119,37 +101,23 @@ class Chooser:
         near: Callable[[str, str], float | None] = lambda one, other: None,
     ) -> None:
         """`near` is the distance between two countries in any unit, None where it is unknown."""
-        self.sessions = Sessions(idle_s)
-        self.knowledge = Knowledge()
-        self.countries: OrderedDict[str, str] = OrderedDict()
-        """Where sites are, as exits found out."""
-        self.countries_changed: set[str] = set()
-        self.trial_count = 0
-        self.request_count = 0
-        """Tests asked of exits."""
         self.mesh = mesh
         self.site_of = site_of
-        self._default = default
-        self._rules = rules
         self.wall_s = wall_s
         """Added to `now`: Unix time."""
+        self.sessions = Sessions(idle_s)
+        self.knowledge = Knowledge()
+        self.lookups = Lookups()
+        self.liveness = Liveness(mesh)
+        self.ranking = Ranking(self.knowledge, near)
+        self.trials = Trials()
+        self.reached = Reached()
+        self._default = default
+        self._rules = rules
         self._wait_s = wait_s
-        self._near = near
         self._cases: dict[tuple[str, int, str], Case] = {}
-        self._known: OrderedDict[tuple[int, str, int], None] = OrderedDict()
-        self._dead: set[NodeId] = set()
-        self._silence: dict[NodeId, list[str]] = {}  # the sites that it last failed to reach
-        self._mute: dict[NodeId, float] = {}  # until when
-        self._trials: OrderedDict[int, Trial] = OrderedDict()
-        self._waiting: dict[Key, Trial] = {}
-        self._token = 0
-        self._budget = Budget()
-        self._requests: list[tuple[NodeId, Inquiry]] = []
         self._decided: list[tuple[Any, Choice]] = []
         self._moved: list[str] = []
-        self._begun: list[Trial] = []
-        self._asked: dict[str, float] = {}  # sites whose country nobody knew, until when
-        self._addresses: dict[str, tuple[float, tuple[str, ...]]] = {}
 
     def reconfigure(self, default: Target, rules: Ruling | None, idle_s: float) -> None:
         """Live change; what is known stays known, and sessions stay where they may."""
@@ -177,10 +145,10 @@ class Chooser:
         exit = session.exit
         if exit not in case.taken and not session.is_pinned and not self._fits(case, exit):
             return self._begin(case, None, False, now)
-        if self.mesh.is_linked(exit) and not self._mute:
-            self._dead.discard(exit)
-        elif self._is_gone(exit, now) and not (session.is_pinned or case.target.is_strict):
-            return self._begin(case, session, True, now)
+        if not self.liveness.is_well(exit):
+            stays = session.is_pinned or case.target.is_strict
+            if not stays and self.liveness.is_gone(exit, now):
+                return self._begin(case, session, True, now)
         if now >= session.look_at:
             self._look(case, session, now)
         return Choice(exit, session.reason, case.key, case.key.site)
@@ -229,9 +197,7 @@ class Chooser:
     def _ruled(self, host: str, port: int, site: str, now: float) -> tuple[Target, str, Want]:
         """The target of the rules, else the default; and whether they must know the country."""
         if self._rules is not None:
-            country = self.countries.get(site)
-            if country is None and now < self._asked.get(site, 0.0):
-                country = ""  # it was asked for, and nobody knew
+            country = self.lookups.country(site, now)
             verdict = self._rules.match(host, port, country)
             if verdict.needs_country and country is None:
                 return Target(), "", Want.COUNTRY
@@ -259,77 +225,45 @@ class Chooser:
     def _look_up(self, case: Case, now: float) -> Choice | Trial:
         """Asks the two nearest exits for an address or a country."""
         key = Key(case.host, f"\0{case.want.name}")
-        waiting = self._waiting.get(key)
+        waiting = self.trials.waiting(key)
         if waiting is not None:
             return waiting
-        kept = self._addresses.get(case.host)
-        if case.want is Want.ADDRESS and kept is not None and now < kept[0]:
-            return self._direct(case, kept[1])
+        is_address = case.want is Want.ADDRESS
+        addresses = self.lookups.addresses(case.host, now) if is_address else ()
+        if addresses:
+            return self._direct(case, addresses)
         linked = [state for state in self.mesh.exits() if state.is_linked]
         linked.sort(key=lambda state: NEVER_MS if state.flight_ms is None else state.flight_ms)
-        wait_s = RESOLVE_WAIT_S if case.want is Want.ADDRESS else self._wait_s
-        trial = self._ask(case, linked[:LOOKUPS_MAX], now, wait_s, RESOLVE, key)
-        self._waiting[key] = trial
+        wait_s = RESOLVE_WAIT_S if is_address else self._wait_s
+        self._drop_old(now)
+        trial = self.trials.begin(case, key, linked[:LOOKUPS_MAX], now, wait_s, RESOLVE)
         if not linked:
             trial.cut_at = now
         return trial
 
-    def _looked_up(self, trial: Trial, now: float) -> None:
-        """The answer to `_look_up`, or none: those who wait go on."""
+    def _looked_up(self, trial: Trial, now: float) -> Choice | Trial:
+        """What the answer to `_look_up`, or none, means for those who wait."""
         case: Case = trial.case
         if case.want is Want.ADDRESS:
             if not trial.addresses:
-                text = "no exit could resolve the name"
-                choice = refusal(case.key.site, trial.fault, text)
-            else:
-                if len(self._addresses) >= ADDRESSES_KEPT_MAX:
-                    del self._addresses[next(iter(self._addresses))]
-                self._addresses[case.host] = (now + ADDRESS_KEPT_S, trial.addresses)
-                choice = self._direct(case, trial.addresses)
-        else:
-            if not trial.country:
-                if len(self._asked) >= COUNTRIES_MAX:
-                    self._asked.clear()
-                self._asked[case.key.site] = now + COUNTRY_AGAIN_S
-                self._cases.clear()
-            found = self.choose(case.host, case.port, case.user, now)
-            if isinstance(found, Trial):
-                found.waiters += trial.waiters
-                return
-            choice = found
-        self._decided += [(waiter, choice) for waiter in trial.waiters]
+                return refusal(case.key.site, trial.fault, "no exit could resolve the name")
+            self.lookups.keep(case.host, trial.addresses, now)
+            return self._direct(case, trial.addresses)
+        if not trial.country:
+            self.lookups.nobody_knew(case.key.site, now)
+            self._cases.clear()
+        return self.choose(case.host, case.port, case.user, now)
 
     def _direct(self, case: Case, addresses: tuple[str, ...]) -> Choice:
         return Choice(
             NOWHERE, case.reason, None, case.key.site, is_direct=True, addresses=addresses
         )
 
-    def _is_gone(self, exit: NodeId, now: float) -> bool:
-        """Dead or mute, while somebody else is there (else it is this node that is offline)."""
-        if now >= self._mute.get(exit, 0.0):
-            self._mute.pop(exit, None)
-            if self.mesh.is_linked(exit):
-                self._dead.discard(exit)
-                return False
-            if exit not in self._dead and not self.mesh.is_lost(exit):
-                return False
-        return any(state.is_linked and state.node != exit for state in self.mesh.exits())
-
-    def state_of(self, exit: NodeId, now: float) -> str:
-        """One word for people: linked, mute, dead, down, or known (it can be dialled)."""
-        if now < self._mute.get(exit, 0.0):
-            return "mute"
-        if self.mesh.is_linked(exit):
-            return "linked"
-        if exit in self._dead:
-            return "dead"
-        return "down" if self.mesh.is_lost(exit) else "known"
-
     # --- the beginning of a session --------------------------------------------------------------
 
     def _begin(self, case: Case, last: Session | None, is_move: bool, now: float) -> Choice | Trial:
         """A new session, or one whose exit died (`is_move`)."""
-        waiting = self._waiting.get(case.key)
+        waiting = self.trials.waiting(case.key)
         if waiting is not None:
             return waiting
         pool = self.pool(case, now)
@@ -345,7 +279,7 @@ class Chooser:
         if len(pool) == 1 or case.target.pick is Pick.SPREAD:
             return self._bind(case, pool[0].node, case.reason or "only exit", moved_from, now)
         before = None if is_move or last is None else last.exit
-        best, is_sure = self.best(case, pool, before, at)
+        best, is_sure = self.ranking.best(case.key.site, pool, before, at)
         if best is not None and is_sure:
             return self._bind(case, best, "measured", moved_from, now)
         trial = self._try(case, pool, now, wait_s=self._wait_s)
@@ -354,7 +288,6 @@ class Chooser:
             return self._bind(case, exit, reason, moved_from, now)
         trial.last = before
         trial.moved_from = moved_from
-        self._waiting[case.key] = trial
         return trial
 
     def pool(self, case: Case, now: float) -> list[ExitState]:
@@ -362,48 +295,15 @@ class Chooser:
         states = {state.node: state for state in self.mesh.exits()}
         tiers = case.target.tiers([s.candidate for s in states.values()], case.key.site)
         for tier in tiers:
-            there = [states[node] for node in tier if not self._is_gone(node, now)]
+            there = [states[node] for node in tier if not self.liveness.is_gone(node, now)]
             if there:
                 return there
         return [states[node] for node in tiers[0]] if tiers else []
 
-    def best(
-        self, case: Case, pool: Sequence[ExitState], last: NodeId | None, at: float
-    ) -> tuple[NodeId | None, bool]:
-        """The exit that is measured best; `last` keeps its place unless beaten clearly.
-
-        False: another one looks better, but too little is known of it.
-        """
-        site = case.key.site
-        expected = self.knowledge.expected(site, at)
-        all_ = {state.node: expected[state.node] for state in pool if state.node in expected}
-        known = {
-            node: ms
-            for node, ms in all_.items()
-            if node == last or self.knowledge.samples(site, node, at) >= TESTS_MIN
-        }
-        if not known:
-            return None, False
-        best = min(known, key=lambda node: known[node])
-        if known[best] >= NEVER_MS / 2:
-            return None, False  # all that is known is bad: find out
-        if last is not None and last in known and not _is_better(known[best], known[last]):
-            best = last
-        return best, not _is_better(min(all_.values()), known[best])
-
-    def _by_order(self, case: Case, pool: Sequence[ExitState]) -> tuple[NodeId, str]:
-        """Without a measurement: the nearest by country, else the owner's order."""
-        pool = [state for state in pool if state.is_linked] or pool
-        country = self.countries.get(case.key.site, "")
-        if country:
-            far = [
-                (distance, index)
-                for index, state in enumerate(pool)
-                if (distance := self._near(country, state.candidate.country)) is not None
-            ]
-            if far:
-                return pool[min(far)[1]].node, "nearest"
-        return pool[0].node, case.reason or "owner's order"
+    def _by_order(self, case: Case, pool: list[ExitState]) -> tuple[NodeId, str]:
+        country = self.lookups.countries.get(case.key.site, "")
+        exit, reason = self.ranking.by_order(country, pool)
+        return exit, reason if reason == "nearest" else case.reason or reason
 
     def _bind(
         self,
@@ -430,150 +330,57 @@ class Chooser:
 
     # --- tests -----------------------------------------------------------------------------------
 
-    def _try(
-        self, case: Case, pool: Iterable[ExitState], now: float, wait_s: float
-    ) -> Trial | None:
+    def _try(self, case: Case, pool: list[ExitState], now: float, wait_s: float) -> Trial | None:
         """Asks the likely exits of the pool; None: that would be one trial too many."""
-        if not self._budget.take(now):
+        if not self.trials.budget.take(now):
             return None
-        site = case.key.site
-        expected = self.knowledge.expected(site, now + self.wall_s())
-
-        def likely(state: ExitState) -> float:
-            flight = NEVER_MS if state.flight_ms is None else state.flight_ms
-            return expected.get(state.node, flight)
-
-        # sorted() keeps the owner's order among equals
-        asked = sorted(pool, key=likely)[:CANDIDATES_MAX]
-        return self._ask(case, asked, now, wait_s, KEEP if wait_s else 0, case.key)
-
-    def _ask(
-        self,
-        case: Case,
-        asked: Sequence[ExitState],
-        now: float,
-        wait_s: float,
-        flags: int,
-        key: Key,
-    ) -> Trial:
         self._drop_old(now)
-        self._token = self._token % 0xFFFF_FFFF + 1
-        flights = {state.node: state.flight_ms for state in asked}
-        is_lookup = bool(flags & RESOLVE)
-        trial = Trial(self._token, key, case, flights, now, wait_s, is_lookup)
-        trial.is_waited_for = wait_s > 0
-        self._trials[trial.token] = trial
-        inquiry = Inquiry(trial.token, flags, case.host, case.port)
-        self._requests += [(exit, inquiry) for exit in flights]
-        if trial.is_waited_for:
-            self._begun.append(trial)
-        self.trial_count += 1
-        self.request_count += len(flights)
-        return trial
-
-    def _drop_old(self, now: float) -> None:
-        """Trials that nobody answers any more; those that are waited for go by their own bound."""
-        while self._trials:
-            trial = next(iter(self._trials.values()))
-            if now < trial.began_at + TRIAL_LIFE_S and len(self._trials) < TRIALS_MAX:
-                return
-            self._decide(trial, now)
-            self._trials.popitem(last=False)
+        asked = self.ranking.likely(case.key.site, pool, now + self.wall_s())[:CANDIDATES_MAX]
+        return self.trials.begin(case, case.key, asked, now, wait_s, KEEP if wait_s else 0)
 
     def _look(self, case: Case, session: Session, now: float) -> None:
         """Looks at exits that may be better than the session's: for the next session."""
         session.look_at = now + REFRESH_S
-        at = now + self.wall_s()
-        site = case.key.site
         if session.is_pinned or case.target.pick is Pick.SPREAD:
             return
-        expected = self.knowledge.expected(site, at)
-        limit = CONTENDER * min(expected.values(), default=NEVER_MS)
-        unknown = [
-            state
-            for state in self.pool(case, now)
-            if self._may_take(site, state, expected, at) <= limit
-            and self._wants_look(site, state.node, at)
-        ]
+        at = now + self.wall_s()
+        unknown = self.ranking.contenders(case.key.site, self.pool(case, now), at)
         if unknown and self._try(case, unknown, now, wait_s=0.0) is not None:
             session.look_at = now + LOOK_S
 
-    def _may_take(
-        self, site: str, state: ExitState, expected: dict[NodeId, float], at: float
-    ) -> float:
-        """The least that this exit may take in ms: until enough is known, its flight time."""
-        if self.knowledge.samples(site, state.node, at) < SAMPLES_MIN:
-            return state.flight_ms or 0.0
-        return expected.get(state.node, 0.0)
+    def _drop_old(self, now: float) -> None:
+        for trial in self.trials.drop_old(now):
+            self._decide(trial, now)
 
-    def _wants_look(self, site: str, exit: NodeId, at: float) -> bool:
-        newest = self.knowledge.newest(site, exit)
-        if newest is None or at >= newest + REFRESH_S:
-            return True
-        return self.knowledge.samples(site, exit, at) < SAMPLES_MIN
-
-    def take_requests(self) -> list[tuple[NodeId, Inquiry]]:
-        """What to ask of which exit."""
-        requests, self._requests = self._requests, []
-        return requests
-
-    def tested(self, exit: NodeId, tested: Finding, now: float) -> Trial | None:
+    def tested(self, exit: NodeId, finding: Finding, now: float) -> Trial | None:
         """An exit's answer came; to which trial (its `cut_at` may be another now), None: to none."""
-        trial = self._trials.get(tested.token)
-        if trial is None:
+        found = self.trials.answered(exit, finding, now)
+        if found is None:
             return None
-        sum_ms = trial.answered(exit, tested, now)
-        if sum_ms is None:
-            return None
+        trial, sum_ms = found
         site = trial.case.key.site
         if sum_ms < NEVER_MS:
-            self._speaks(exit)
+            self.liveness.speaks(exit)
         if not trial.is_lookup:
             self.knowledge.tested(site, exit, sum_ms, now + self.wall_s())
-        if tested.country:
-            self._learn_country(site, tested.country)
+        if finding.country and self.lookups.learn(site, finding.country) and self._rules:
+            self._cases.clear()  # rules may ask for a site's country
         if trial.is_due(now):
             self._decide(trial, now)
-        if trial.is_complete:
-            del self._trials[tested.token]
         return trial
 
     def cut(self, trial: Trial, now: float) -> None:
         """Its time is up."""
         self._decide(trial, now)
 
-    @property
-    def has_news(self) -> bool:
-        """Would a take return something?"""
-        return bool(self._requests or self._moved or self._decided or self._begun)
-
-    def take_begun(self) -> list[Trial]:
-        """Trials that are waited for, and so have to be cut in time."""
-        begun, self._begun = self._begun, []
-        return begun
-
-    def take_moved(self) -> list[str]:
-        """News for the log: sessions whose exit died."""
-        moved, self._moved = self._moved, []
-        return moved
-
-    def take_decided(self) -> list[tuple[Any, Choice]]:
-        """Who waited, and what for."""
-        decided, self._decided = self._decided, []
-        return decided
-
     def _decide(self, trial: Trial, now: float) -> None:
-        if trial.is_decided:
+        if not self.trials.end(trial):
             return
-        trial.is_decided = True
-        if not trial.is_waited_for:
-            return
-        del self._waiting[trial.key]
-        if trial.is_lookup:
-            self._looked_up(trial, now)
+        found = self._looked_up(trial, now) if trial.is_lookup else self._judge(trial, now)
+        if isinstance(found, Trial):
+            found.waiters += trial.waiters
         else:
-            choice = self._judge(trial, now)
-            self._decided += [(waiter, choice) for waiter in trial.waiters]
+            self._decided += [(waiter, found) for waiter in trial.waiters]
         trial.waiters.clear()
 
     def _judge(self, trial: Trial, now: float) -> Choice:
@@ -582,9 +389,10 @@ class Chooser:
         moved_from = trial.moved_from
         winner = trial.winner()
         if winner is not None:
-            self.know(winner, case.host, case.port)
+            self.reached.add(winner, case.host, case.port)
             if trial.last is not None:  # one more sample of each, for a session that was before
-                best, _ = self.best(case, self.pool(case, now), trial.last, now + self.wall_s())
+                pool = self.pool(case, now)
+                best, _ = self.ranking.best(case.key.site, pool, trial.last, now + self.wall_s())
                 if best is not None:
                     return self._bind(case, best, "measured", moved_from, now, is_fresh=True)
             return self._bind(case, winner, "test", moved_from, now, is_fresh=True)
@@ -593,33 +401,46 @@ class Chooser:
         if not left:
             return refusal(case.key.site, Fault.EXIT_DEAD, "no exit is there any more")
         exit, reason = self._by_order(case, left)
-        return self._bind(case, exit, reason, moved_from, now)
+        choice = self._bind(case, exit, reason, moved_from, now, is_fresh=trial.is_complete)
+        session = self.sessions.peek(case.key)
+        if trial.is_complete and session is not None:
+            session.is_proved = True  # no exit can do better: nothing is gained by choosing again
+        return choice
 
-    def _learn_country(self, site: str, country: str) -> None:
-        if self.countries.get(site) != country:
-            self.countries[site] = country
-            self.countries_changed.add(site)
-            if len(self.countries) > COUNTRIES_MAX:
-                self.countries_changed.add(self.countries.popitem(last=False)[0])
-            self._cases.clear()  # rules may ask for a site's country
+    # --- news ------------------------------------------------------------------------------------
+
+    @property
+    def has_news(self) -> bool:
+        """Would a take return something?"""
+        return bool(self.trials.has_news or self._moved or self._decided)
+
+    def take_requests(self) -> list[tuple[NodeId, Inquiry]]:
+        """What to ask of which exit."""
+        return self.trials.take_requests()
+
+    def take_begun(self) -> list[Trial]:
+        """Trials that are waited for, and so have to be cut in time."""
+        return self.trials.take_begun()
+
+    def take_moved(self) -> list[str]:
+        """For the log: sessions whose exit died."""
+        moved, self._moved = self._moved, []
+        return moved
+
+    def take_decided(self) -> list[tuple[Any, Choice]]:
+        """Who waited, and what for."""
+        decided, self._decided = self._decided, []
+        return decided
 
     # --- what became of connections --------------------------------------------------------------
 
     def knows(self, exit: NodeId, host: str, port: int) -> bool:
         """Has this target connected through this exit before (and not failed since)?"""
-        return (exit, host, port) in self._known
-
-    def know(self, exit: NodeId, host: str, port: int) -> None:
-        """The exit reached the target."""
-        target = (exit, host, port)
-        self._known[target] = None
-        self._known.move_to_end(target)
-        if len(self._known) > KNOWN_MAX:
-            self._known.popitem(last=False)
+        return self.reached.has(exit, host, port)
 
     def connected(self, choice: Choice, host: str, port: int) -> None:
         """The exit reached the target."""
-        self.know(choice.exit, host, port)
+        self.reached.add(choice.exit, host, port)
         if choice.key is not None:
             session = self.sessions.peek(choice.key)
             if session is not None and session.exit == choice.exit:
@@ -627,32 +448,24 @@ class Chooser:
 
     def failed(self, choice: Choice, host: str, port: int, fault: Fault, now: float) -> None:
         """It did not: the next answer waits for the result. A session that never worked is over."""
-        self._known.pop((choice.exit, host, port), None)
+        self.reached.drop(choice.exit, host, port)
         if choice.is_direct or choice.key is None or fault not in _UNREACHED:
             return
-        self.replied(choice, NEVER_MS, now)
+        if fault in _TOO_SLOW:  # else there may be no such name, which is nobody's fault
+            self.replied(choice, NEVER_MS, now)
         session = self.sessions.peek(choice.key)
         if session is not None and session.exit == choice.exit and not session.is_proved:
             self.sessions.give_up(choice.key)
 
     def replied(self, choice: Choice, ms: float, now: float) -> None:
-        """A first round trip of a connection."""
+        """A first round trip of a connection, or none (NEVER_MS and more)."""
         if not choice.site or choice.is_direct:
             return
-        self.knowledge.replied(choice.site, choice.exit, ms, now + self.wall_s())
         if ms < NEVER_MS:
-            self._speaks(choice.exit)
-            return
-        silence = self._silence.setdefault(choice.exit, [])
-        silence.append(choice.site)
-        if len(silence) >= MUTE_COUNT and len(set(silence)) >= MUTE_SITES:
-            self._mute[choice.exit] = now + MUTE_S
-        del silence[:-MUTE_COUNT]
-
-    def _speaks(self, exit: NodeId) -> None:
-        """Something came through this exit: it is not mute."""
-        self._silence.pop(exit, None)
-        self._mute.pop(exit, None)
+            self.liveness.speaks(choice.exit)
+        elif self.knowledge.has_answered(choice.site, choice.exit):
+            self.liveness.silent(choice.exit, choice.site, now)
+        self.knowledge.replied(choice.site, choice.exit, ms, now + self.wall_s())
 
     def expected_ms(self, choice: Choice, now: float) -> float | None:
         """The first round trip to expect."""
@@ -665,8 +478,7 @@ class Chooser:
 
     def exit_died(self, exit: NodeId) -> None:
         """Its connections ended with it."""
-        if any(state.is_linked and state.node != exit for state in self.mesh.exits()):
-            self._dead.add(exit)  # else it may be this node that is offline
+        self.liveness.died(exit)
 
     # --- the owner's word ------------------------------------------------------------------------
 
@@ -680,8 +492,3 @@ class Chooser:
         self._cases.clear()
         sessions = self.sessions.forget(site)
         return self.knowledge.forget(site) or bool(sessions)
-
-
-def _is_better(one: float, other: float) -> bool:
-    """Better by more than what changes by itself?"""
-    return one < other * (1 - HYSTERESIS) and one < other - HYSTERESIS_MS

@@ -289,6 +289,11 @@ class Knowledge:
                 found[exit] = test + own
         return found
 
+    def has_answered(self, site: str, exit: NodeId) -> bool:
+        """Did this site ever give a reply through this exit?"""
+        pair = self.pairs(site).get(exit)
+        return pair is not None and any(ms < NEVER_MS for _, ms in pair.real.pairs())
+
     def samples(self, site: str, exit: NodeId, now: float) -> int:
         """Samples, real ones and tests, that are not too old."""
         pair = self.pairs(site).get(exit)

@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
 from uservpn.chooser.affinity import Key, Session
-from uservpn.chooser.chooser import COUNTRIES_MAX, Chooser
+from uservpn.chooser.chooser import Chooser
+from uservpn.chooser.lookups import COUNTRIES_MAX
 from uservpn.chooser.measure import Pair, Series
 from uservpn.types import NODE_ID_MAX, NODE_ID_MIN, NodeId
 
@@ -74,14 +75,14 @@ def take_changes(chooser: Chooser) -> Changes:
             changes.gone_pairs.append((site, exit))
         else:
             changes.pairs.append(_pair_row(site, exit, pair))
-    for site in chooser.countries_changed:
-        if site in chooser.countries:
-            changes.countries.append((site, chooser.countries[site]))
+    for site in chooser.lookups.changed:
+        if site in chooser.lookups.countries:
+            changes.countries.append((site, chooser.lookups.countries[site]))
         else:
             changes.gone_countries.append((site,))
     sessions.changed.clear()
     knowledge.changed.clear()
-    chooser.countries_changed.clear()
+    chooser.lookups.changed.clear()
     return changes
 
 
@@ -95,7 +96,7 @@ def everything(chooser: Chooser) -> Changes:
         for site in knowledge.sites
         for exit, pair in knowledge.pairs(site).items()
     ]
-    return Changes(sessions, [], pairs, [], list(chooser.countries.items()), [])
+    return Changes(sessions, [], pairs, [], list(chooser.lookups.countries.items()), [])
 
 
 def restore(
@@ -130,8 +131,8 @@ def restore(
         chooser.knowledge.restore(row[0], NodeId(row[1]), pair)
     for row in countries:
         site, country = row[:2] if len(row) >= 2 else (None, None)
-        if _is_text(site) and _is_text(country) and len(chooser.countries) < COUNTRIES_MAX:
-            chooser.countries[site] = country
+        if _is_text(site) and _is_text(country) and len(chooser.lookups.countries) < COUNTRIES_MAX:
+            chooser.lookups.countries[site] = country
         else:
             bad += 1
     return bad

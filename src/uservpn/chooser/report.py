@@ -29,7 +29,7 @@ def explain(chooser: Chooser, host: str, port: int, user: str, now: float) -> di
         "host": host,
         "port": port,
         "site": case.key.site,
-        "country": chooser.countries.get(case.key.site) or None,
+        "country": chooser.lookups.countries.get(case.key.site) or None,
         "session": _session(chooser, case.key, session, at),
         "rule": case.reason if case.reason.startswith("rule") else None,
         "target": str(case.target),
@@ -91,8 +91,8 @@ def counts(chooser: Chooser) -> dict[str, int]:
     return {
         "sessions": len(chooser.sessions),
         "sites": len(chooser.knowledge.sites),
-        "tests": chooser.trial_count,
-        "tests_asked": chooser.request_count,
+        "tests": chooser.trials.trial_count,
+        "tests_asked": chooser.trials.asked_count,
     }
 
 
@@ -142,7 +142,7 @@ def _new_session(
 ) -> dict[str, Any]:
     if len(pool) == 1 or case.target.pick is Pick.SPREAD:
         return {"exit": pool[0].node, "reason": case.reason or "only exit"}
-    best, is_sure = chooser.best(case, pool, session.exit if session else None, at)
+    best, is_sure = chooser.ranking.best(case.key.site, pool, session.exit if session else None, at)
     if best is not None and is_sure:
         return {"exit": best, "reason": "measured"}
     return {"exit": best, "reason": "test", "is_asked": True}
@@ -165,7 +165,7 @@ def _candidates(chooser: Chooser, case: Case, now: float) -> list[dict[str, Any]
                 "exit": state.node,
                 "name": state.candidate.name or None,
                 "country": state.candidate.country or None,
-                "state": chooser.state_of(state.node, now),
+                "state": chooser.liveness.word(state.node, now),
                 "is_allowed": state.node in allowed,
                 "flight_ms": _round(state.flight_ms),
                 "expected_ms": _round(expected.get(state.node)),

@@ -31,7 +31,8 @@ from uservpn.runtime.kept import KeptConnections, Waiting
 from uservpn.types import NodeId
 
 log: Final = logging.getLogger("uservpn")
-TESTS_PER_CLIENT_MAX: Final = 16
+TESTS_PER_CLIENT_MAX: Final = 32
+"""At once."""
 TESTS_PER_MINUTE: Final = 240
 CLIENTS_MAX: Final = 254
 TEST_LIMIT_S: Final = 5.0
@@ -81,7 +82,7 @@ class ExitTests:
         test = decode_test(payload)
         if test is None or not self._is_enabled():
             return
-        if not self._may_run(client):
+        if not self._may_run(client, not test.flags & RESOLVE):
             self.refused_count += 1
             self._answer(client, Finding(test.token, Fault.LIMIT))
             return
@@ -90,9 +91,12 @@ class ExitTests:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _may_run(self, client: NodeId) -> bool:
+    def _may_run(self, client: NodeId, connects: bool) -> bool:
+        """Only what connects counts by the minute: look-ups are bounded by the resolver."""
         if self._running.get(client, 0) >= TESTS_PER_CLIENT_MAX:
             return False
+        if not connects:
+            return True
         budget = self._budgets.get(client)
         if budget is None:
             if len(self._budgets) >= CLIENTS_MAX:
