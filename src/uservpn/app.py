@@ -55,6 +55,7 @@ from uservpn.runtime.pinger import Pinger
 from uservpn.runtime.resolver import Resolver
 from uservpn.runtime.state_keeper import StateKeeper
 from uservpn.runtime.timejump import TimeJump
+from uservpn.tunnel.path import Path as TunnelPath
 from uservpn.types import NodeId
 from uservpn.wire.header import HeaderCodec
 from uservpn.wire.keys import KeyRing
@@ -166,6 +167,7 @@ class Service:
             grace_s=config.tunnel.grace,
             chacha=lacks_aes(),
             instance=instance_of(state_dir) if state_dir else b"",
+            relay_share=config.tunnel.relay_share,
         )
         self.started_at = monotonic()
         self.node = Node(
@@ -274,6 +276,7 @@ class Service:
             raise
         self.config = config
         self.node.describe(monotonic(), **_described(config))
+        self.node.table.relay_share = config.tunnel.relay_share
         if "servers" in changed:
             self.node.set_servers(_servers(config.servers), monotonic())
         self.node.retry_number(monotonic())
@@ -330,12 +333,10 @@ class Service:
                     "streams": len(tunnel.streams),
                     "cache_bytes": tunnel.cache_size,
                     "resent": tunnel.resent_count,
+                    "spurious": tunnel.outbox.spurious_count,
+                    "recut": tunnel.outbox.recut_count,
                     "relayed_bytes": peer.relayed_bytes,
-                    "direct_bytes": sum(
-                        self.driver.links[s.link].bytes_in + self.driver.links[s.link].bytes_out
-                        for s in peer.contact.links
-                        if s.link in self.driver.links
-                    ),
+                    "direct_bytes": peer.schedule.direct_bytes,
                 }
             )
             connections += [
@@ -363,9 +364,23 @@ class Service:
                     "loss": 0.0 if link.caps.is_reliable else None,
                     "bytes_in": link.bytes_in,
                     "bytes_out": link.bytes_out,
+                    **_path(entry.path if entry else None),
                     "message_size": entry.size_max + OVERHEAD if entry else None,
                 }
             )
+        links += [
+            {
+                "peer": entry.peer.id,
+                "protocol": "relay",
+                "local": "",
+                "remote": ",".join(map(str, entry.hops)),
+                "rtt_ms": _ms(entry.state.rtt_s) if entry.state else None,
+                "bytes_out": entry.path.sent if entry.path else 0,
+                **_path(entry.path),
+            }
+            for entry in node.links.values()
+            if entry.hops and entry.peer is not None
+        ]
         return {
             "version": 1,
             "node": {
@@ -473,6 +488,24 @@ class Service:
 def _way(hops: tuple[NodeId, ...]) -> str:
     """How a linked node is reached, in words."""
     return f"relay via {', '.join(map(str, hops))}" if hops else "direct"
+
+
+def _path(path: TunnelPath | None) -> dict[str, Any]:
+    """What a tunnel measured of one link: honest costs beside what came."""
+    if path is None:
+        return {}
+    known: dict[str, Any] = {
+        "sent_bytes": path.sent,
+        "delivered_bytes": path.delivered,
+        "resent": path.resent_count,
+        "spurious": path.spurious_count,
+        "lost": path.lost_count,
+        "rate_mbit": round(path.rate * 8e-6, 2),
+        "first_second_bytes": path.first_second,
+    }
+    if path.is_lossy:
+        known["loss"] = round(path.loss, 4)
+    return known
 
 
 def _ms(seconds: float | None) -> float | None:

@@ -18,6 +18,7 @@ class Cubic:
 
     C = 0.4
     BETA = 0.7
+    is_starting = False
 
     def __init__(self) -> None:
         self.window = START
@@ -64,6 +65,8 @@ class Cubic:
 
 class Copa:
     """Delay-based: rate towards 1 / (delta * queueing delay); delta adapts when others fill the queue."""
+
+    is_starting = False
 
     def __init__(self, is_competitive: bool = True) -> None:
         self.window = START

@@ -225,3 +225,43 @@ def test_stream_numbers_that_run_out_are_a_stream_fault():
     with pytest.raises(StreamFault):
         source.open("site.test", 80, None)
     assert list(source.streams) == [last.id]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_messages_that_come_together_mean_the_same_as_one_by_one(seed):
+    """In runs, with losses, doubles, another order, ends and other frames among them."""
+    rng = random.Random(seed)
+    sinks = [_accepted(), _accepted()]
+    for sink, stream in sinks:
+        sink.receive(Kind.DATA, _data(1, frames.open_frame(3, 1 << 18, b"b.test", 80)), 0.0)
+        sink.accept(sink.take_events()[0].stream)
+        stream.recv_limit = 1 << 20
+    sent, offsets = [], {1: 0, 3: 0}
+    for seq in range(2, 120):
+        number = rng.choice((1, 1, 1, 3))
+        chunk = rng.randbytes(rng.choice((1, 90, 200, 1000)))
+        parts = [_chunk(number, offsets[number], chunk)]
+        offsets[number] += len(chunk)
+        if rng.random() < 0.1:
+            parts.append(frames.CREDIT_FRAME.pack(frames.CREDIT, 1, seq << 20))
+        sent.append(_data(seq, *parts))
+    order = [m for m in sent if rng.random() > 0.1]
+    order += [m for m in sent if rng.random() < 0.2] + sent
+    if seed % 2:
+        rng.shuffle(order)
+    got = []
+    for index, (sink, _) in enumerate(sinks):
+        text: dict[int, bytes] = {1: b"", 3: b""}
+        rest = list(order)
+        while rest:
+            batch, rest = rest[:17], rest[17:]
+            if index:
+                sink.receive_run(batch, 0.0, True)
+            else:
+                for message in batch:
+                    sink.receive(Kind.DATA, message, 0.0, True)
+            for event in sink.take_events():
+                text[event.stream.id] += bytes(event.chunk)
+        got.append((text, sink.inbox.take_report(1400, 0.0)))
+    assert got[0] == got[1]
+    assert {k: len(v) for k, v in got[0][0].items()} == offsets

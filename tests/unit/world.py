@@ -153,6 +153,9 @@ class World:
         """Links are datagram links from now on, and lose larger sealed payloads without a word."""
         self.narrow: dict[frozenset[int], int] = {}
         """What other paths carry, by their two ends."""
+        self.blocked: set[str] = set()
+        """Protocols whose messages all get lost."""
+        self.protocols: dict[int, str] = {}
         self.limit = 1500 - 76
         """What the ends of datagram links themselves take."""
         self.tap: list[tuple[int, bytes, bytes]] = []
@@ -188,7 +191,9 @@ class World:
         self._link += 2
         self.links[self._link] = (member, other)
         self.links[self._link + 1] = (other, member)
-        size, base = (70000, 0) if self.payload_max is None else (self.limit, BASE)
+        self.protocols[self._link] = self.protocols[self._link + 1] = protocol
+        is_datagram = self.payload_max is not None or protocol == "udp"
+        size, base = (self.limit, BASE) if is_datagram else (70000, 0)
         there, here = self._link + 1, self._link
         other.node.link_up(there, protocol, size, member.address, self.now, size_base=base)
         member.node.link_up(here, protocol, size, endpoint, self.now, peer, endpoint, base)
@@ -244,7 +249,9 @@ class World:
             ends = frozenset(member.id for member in self.links.get(link, ()))
             if len(body) > self.narrow.get(ends, self.payload_max):
                 return
-        if self.black_hole or self.rng.random() < self.loss:
+        if self.black_hole or self.protocols.get(link) in self.blocked:
+            return
+        if self.rng.random() < self.loss:
             return
         pair = self.links.get(link)
         ends = (pair[0].id, pair[1].id) if pair else (0, 0)

@@ -387,6 +387,8 @@ class Node:
         """
         entry: LinkEntry | None = None
         peer: Peer | None = None
+        run: list[bytes] = []
+        me = self.options.node
         for header, body in messages:
             if (
                 peer is not None
@@ -394,22 +396,32 @@ class Node:
                 and header.origin == peer.id
                 and header.boot == peer.session.peer_boot
                 and header.kind <= Kind.SINK
-                and header.destination == self.options.node
+                and header.destination == me
                 and header.flags & FLAG_BOUND
                 and not header.hop1
             ):
                 payload = peer.session.open_bound(header, body)
-                if payload is not None:
-                    self._act_tunnel(peer, link, header.kind, payload, entry.is_lossy, now)
-                else:
+                if payload is None:
                     self._admission.open(peer, link, header, body, now)
+                elif header.kind == Kind.DATA:
+                    run.append(payload)
+                else:
+                    if run:
+                        self._act_run(peer, link, run, entry.is_lossy, now)
+                        run = []
+                    self._act_tunnel(peer, link, header.kind, payload, entry.is_lossy, now)
                 continue
+            if run and peer is not None and entry is not None:
+                self._act_run(peer, link, run, entry.is_lossy, now)
+                run = []
             self.receive(link, header, body, now)
             entry = self.links.get(link)
             was_heard = (
                 entry is not None and entry.state is not None and entry.state.heard_at == now
             )
             peer = entry.peer if entry is not None and was_heard else None
+        if run and peer is not None and entry is not None:
+            self._act_run(peer, link, run, entry.is_lossy, now)
 
     # --- time ------------------------------------------------------------------------------------
 
@@ -436,6 +448,10 @@ class Node:
                     self.relaying.seek(peer, now)
             if peer.contact.has_mail:
                 peer.mail.on_deadline(now)
+            way = peer.spare_way()
+            if way is not None and now >= peer.schedule.unused_at(way):
+                self.link_down(way.link, "no longer used", now)
+                peer.schedule.way_closed()
             if peer.contact.links:
                 self.directory.heard(peer.id, peer.contact.heard_at or 0.0)
                 peer.tunnel.on_deadline(now)
@@ -662,6 +678,11 @@ class Node:
         if header.kind not in (Kind.DATA, Kind.SINK):
             self._act_single(peer, link, entry, header, payload, now)
             return
+        if header.kind == Kind.DATA:
+            if entry.hops:
+                peer.schedule.relayed_at = now
+            else:
+                peer.schedule.heard_on = link
         self._act_tunnel(peer, link, header.kind, payload, entry.is_lossy, now)
 
     def _act_tunnel(
@@ -671,9 +692,22 @@ class Node:
         try:
             peer.tunnel.receive(kind, payload, now, is_lossy)
         except PeerFault as fault:
-            self.counters.peer_faults += 1
-            self._end_streams(peer, f"node {peer.id} broke the protocol: {fault}")
-            self.table.events.append(CloseWanted(link))
+            self._broke(peer, link, fault)
+
+    def _act_run(
+        self, peer: Peer, link: LinkId, payloads: list[bytes], is_lossy: bool, now: float
+    ) -> None:
+        """As `_act_tunnel` for DATA messages that came together."""
+        peer.schedule.heard_on = link
+        try:
+            peer.tunnel.receive_run(payloads, now, is_lossy)
+        except PeerFault as fault:
+            self._broke(peer, link, fault)
+
+    def _broke(self, peer: Peer, link: LinkId, fault: PeerFault) -> None:
+        self.counters.peer_faults += 1
+        self._end_streams(peer, f"node {peer.id} broke the protocol: {fault}")
+        self.table.events.append(CloseWanted(link))
 
     def _neighbour_up(self, peer: Peer, now: float) -> None:
         """It was heard; is it over a link of ours, and proved?"""

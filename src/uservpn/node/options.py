@@ -26,6 +26,8 @@ class NodeOptions:
     chacha: bool = False
     instance: bytes = b""
     """8 bytes that stay the same from start to start; none: random ones, which tell no restart."""
+    relay_share: float = 0.0
+    """The share of bulk traffic, 0 to 1, that goes over relays wherever there is a way."""
     protocols: frozenset[str] = frozenset()
     """Those of the links that can be opened; empty: all."""
 

@@ -8,10 +8,13 @@ from typing import Final
 from uservpn.errors import Fault
 from uservpn.mesh.contact import LinkState
 from uservpn.node.relaying import Relaying
+from uservpn.node.scheduling import OWED_MAX, OWED_START, Choice
 from uservpn.node.sizing import Sizing
 from uservpn.node.table import Peer, Table
+from uservpn.tunnel.path import Path
+from uservpn.tunnel.tunnel import ALL_LANES, BULK_ONLY, FIRST_ONLY, PROBE_ONLY, REPORT_ONLY
 from uservpn.types import LinkId
-from uservpn.wire.constants import STAMP_MASK, Kind
+from uservpn.wire.constants import HEADER_SIZE, STAMP_MASK, TAG_SIZE, Kind
 
 OVERRUN_MAX: Final = 1 << 20
 """Bytes queued on a full link beyond which even answers and reports wait: its peer does not read."""
@@ -21,9 +24,13 @@ CUT_MIN: Final = 1 << 12
 RELAYED_SIZE_MAX: Final = 1 << 16
 """Messages over relays are no longer: relays take turns by messages."""
 
+MESSAGE_OVERHEAD: Final = HEADER_SIZE + TAG_SIZE
+
 Room = Callable[[LinkId], int]
 Batches = list[tuple[LinkId, list[bytes]]]
 """Per link of the driver: headers and sealed payloads in the order to send them."""
+Sealing = tuple[bytes, int]
+"""Stamp and wall clock of what is sealed now."""
 
 
 class Sender:
@@ -53,12 +60,13 @@ class Sender:
             if peer.session.is_spent:
                 self._spent(peer)
                 continue
+            choice = self._choose(peer, now) if peer.contact.links else None
             if peer.outbox:
                 self._take_outbox(peer, room, out, stamp, wall_ms, now)
-            if mail and peer.contact.links:
-                self._take_mail(peer, room, out, stamp, wall_ms, now)
-            if peer.contact.links:
-                self._take_tunnel(peer, room, out, stamp, wall_ms, now)
+            if choice is not None:
+                if mail:
+                    self._take_mail(peer, choice.state, room, out, stamp, wall_ms, now)
+                self._take_tunnel(peer, choice, room, out, (stamp, wall_ms), now)
         return out
 
     def _take_outbox(
@@ -78,10 +86,16 @@ class Sender:
                     peer.contact.sent(entry.state, kind == Kind.PROBE, now)
 
     def _take_mail(
-        self, peer: Peer, room: Room, out: Batches, stamp: bytes, wall_ms: int, now: float
+        self,
+        peer: Peer,
+        state: LinkState,
+        room: Room,
+        out: Batches,
+        stamp: bytes,
+        wall_ms: int,
+        now: float,
     ) -> None:
-        """Out-of-band messages over the best link, while it has room."""
-        state = peer.contact.best()
+        """Out-of-band messages over the chosen link, while it has room."""
         carrier = self._relaying.carrier(state.link)
         free = 0 if carrier is None else room(carrier)
         if carrier is None or free <= 0:
@@ -97,21 +111,73 @@ class Sender:
         peer.contact.sent(state, False, now)
 
     def _take_tunnel(
-        self, peer: Peer, room: Room, out: Batches, stamp: bytes, wall_ms: int, now: float
+        self, peer: Peer, choice: Choice, room: Room, out: Batches, sealing: Sealing, now: float
     ) -> None:
-        """The tunnel's messages, over the best link; others are only probed."""
-        best: LinkState = peer.contact.links[0]
-        if best.probed:
-            best = peer.contact.best()
-        if best.link != peer.sent_over:
+        """The tunnel's messages: the relayed way's share, then the chosen link's; others are only probed."""
+        tunnel, schedule, share = peer.tunnel, peer.schedule, self._table.relay_share
+        if choice.state.link != peer.sent_over:
             self._leave(peer, now)
-            peer.sent_over = best.link
-        peer.tunnel.paced = None
-        self._take_path(peer, best, room, out, stamp, wall_ms, now)
+            peer.sent_over = choice.state.link
+        held_by: Path | None = None
+        is_direct = not choice.state.relayed
+        way = self._way(peer) if share and is_direct else None
+        lanes = ALL_LANES
+        if way is not None and schedule.relay_owed > OWED_START and tunnel.has_bulk():
+            owed = int(schedule.relay_owed / (1.0 - share)) if share < 1.0 else OWED_MAX
+            held_by = self._take_path(peer, way, room, out, sealing, now, owed, BULK_ONLY)
+            path = self._table.links[way.link].path
+            if path is not None and schedule.holds(path, choice.path, share):
+                lanes = FIRST_ONLY
+        if tunnel.inbox.is_due and is_direct and schedule.heard_on != choice.state.link:
+            for state in peer.contact.links:
+                if state.link == schedule.heard_on and not state.probed:
+                    self._take_path(peer, state, room, out, sealing, now, 0, REPORT_ONLY)
+        paced = self._take_path(peer, choice.state, room, out, sealing, now, lanes=lanes)
+        tunnel.paced = held_by if lanes == FIRST_ONLY else paced
+        if lanes == ALL_LANES and choice.beside is not None and tunnel.has_bulk():
+            self._take_path(peer, choice.beside[0], room, out, sealing, now, lanes=BULK_ONLY)
         for state in peer.contact.links:
             path = self._table.links[state.link].path
-            if path is not None and path.is_probe_due and state is not best:
-                self._take_path(peer, state, lambda link: 0, out, stamp, wall_ms, now)
+            if path is not None and path.is_probe_due and state is not choice.state:
+                self._take_path(peer, state, room, out, sealing, now, 0, PROBE_ONLY)
+        if way is None and share and is_direct and schedule.wants_way(now):
+            self._relaying.seek(peer, now)
+
+    def _way(self, peer: Peer) -> LinkState | None:
+        """The relayed way that stands."""
+        for state in peer.contact.links:
+            if state.relayed and not state.probed and state.heard_at > state.up_at:
+                return state
+        return None
+
+    def _choose(self, peer: Peer, now: float) -> Choice:
+        """Over which link the tunnel goes now."""
+        links = self._table.links
+        state = peer.contact.links[0]
+        path = links[state.link].path
+        if state is peer.contact.links[-1] and path is not None:
+            only = peer.schedule.only
+            if only is None or only.path is not path:
+                only = peer.schedule.only = Choice(state, path)
+            return only
+        known = [
+            (state, path)
+            for state in peer.contact.links
+            if not state.is_tentative and (path := links[state.link].path)
+        ]
+        direct = [pair for pair in known if not pair[0].relayed]
+        if direct and any(not state.probed for state, _ in direct):
+            ways = [pair for pair in known if pair[0].relayed and not pair[0].probed]
+            choice = peer.schedule.choose(direct, peer.tunnel.has_bulk(), now, ways)
+            if choice.left is not None:
+                peer.tunnel.path_left(choice.left, now)
+            if choice.ask is not None:
+                self._table.probe(peer, choice.ask.link, now)
+            return choice
+        state = peer.contact.best()
+        path = links[state.link].path
+        assert path is not None
+        return Choice(state, path)
 
     def _leave(self, peer: Peer, now: float) -> None:
         """Messages take another link: if the one before is silent, what is on it has to be asked for."""
@@ -127,17 +193,21 @@ class Sender:
         state: LinkState,
         room: Room,
         out: Batches,
-        stamp: bytes,
-        wall_ms: int,
+        sealing: Sealing,
         now: float,
-    ) -> None:
-        """What may leave over one link, direct or relayed."""
+        most: int = 1 << 30,
+        lanes: int = ALL_LANES,
+    ) -> Path | None:
+        """What may leave over one link, direct or relayed; at most about `most` bytes.
+
+        Returns the path if more would leave but for its congestion control.
+        """
         entry = self._table.links[state.link]
         path = entry.path
         carrier = self._relaying.carrier(state.link) if entry.hops else state.link
         free = -OVERRUN_MAX if carrier is None else room(carrier)
         if carrier is None or path is None or free <= -OVERRUN_MAX:
-            return
+            return None
         size_max = entry.size_max
         if free < CUT_BELOW and not entry.is_lossy:
             # a slow link: no message is longer than what it takes now
@@ -146,20 +216,34 @@ class Sender:
         tunnel = peer.tunnel
         if hops:
             size_max = min(size_max, self._table.links[carrier].size_max, RELAYED_SIZE_MAX)
-        if path.controller is not None and free > 0:
-            free = min(free, path.budget(now))
-            tunnel.paced = path
-        messages = tunnel.take_messages(free, size_max, path, now)
+        if free > most:
+            free = most
+        paced: Path | None = None
+        if path.controller is not None and free > 0 and (budget := path.budget(now)) < free:
+            free, paced = budget, path
+        sent, count = path.sent, path.sent_count
+        messages = tunnel.take_messages(free, size_max, path, now, lanes)
+        if lanes == BULK_ONLY:  # a share, not the stream, is what ends here
+            path.note_end(paced is not None, now)
         if not messages:
-            return
-        batch = peer.session.seal_batch(messages, stamp, wall_ms, hops)
+            return paced
+        batch = peer.session.seal_batch(messages, *sealing, hops)
         out.append((carrier, batch))
+        size = path.sent - sent + (path.sent_count - count) * MESSAGE_OVERHEAD
         if hops:
-            peer.relayed_bytes += sum(map(len, batch))
+            peer.relayed_bytes += size
+            peer.schedule.sent_relayed(size, self._table.relay_share, now)
+        else:
+            peer.schedule.direct_bytes += size
+            if self._table.relay_share:
+                peer.schedule.sent_direct(size, self._table.relay_share)
+        if state.owed_since is not None and path.heard_at > state.owed_since:
+            state.owed_since = None  # what was sent on it came; the reports took another link
         peer.contact.used(state, now)
-        peer.contact.sent(state, tunnel.cache_size > 0, now)
+        peer.contact.sent(state, path.inflight > 0, now)
         if entry.mtu is not None:
             self._sizing.used(state.link, entry, tunnel.resent_count, now)
+        return paced
 
     def _spent(self, peer: Peer) -> None:
         """No number is left for messages to this peer, and none may repeat: silence."""

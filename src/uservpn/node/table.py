@@ -19,6 +19,7 @@ from uservpn.mesh.mailbox import Mailbox
 from uservpn.mesh.pathmtu import PathMtu
 from uservpn.mesh.routes import Route
 from uservpn.node.options import NodeEvent, NodeOptions, PeerNews
+from uservpn.node.scheduling import Schedule
 from uservpn.tunnel.bbr import Bbr
 from uservpn.tunnel.path import Path
 from uservpn.tunnel.tunnel import Tunnel
@@ -130,6 +131,8 @@ class Peer:
         self.is_onward = False
         """Messages of others wait to be passed on to it."""
         self.relayed_bytes = 0
+        """Wire bytes of the tunnel that left over relays."""
+        self.schedule = Schedule()
         self.fault = ""
 
     def has_work(self) -> bool:
@@ -151,6 +154,13 @@ class Peer:
         self.contact.has_streams = bool(self.tunnel.streams)
         self.contact.has_mail = self.mail.is_busy()
 
+    def spare_way(self) -> LinkState | None:
+        """A relayed way that stands beside a direct link."""
+        links = self.contact.links
+        if len(links) < 2 or self.contact.direct() is None:
+            return None
+        return next((state for state in links if state.relayed), None)
+
     def next_deadline(self) -> float | None:
         """When this peer wants to be looked at without being touched."""
         contact = self.contact
@@ -163,6 +173,11 @@ class Peer:
         if contact.has_mail:
             other = self.mail.next_deadline()
             if other is not None and (due is None or other < due):
+                due = other
+        way = self.spare_way()
+        if way is not None:
+            other = self.schedule.unused_at(way)
+            if due is None or other < due:
                 due = other
         other = self.tunnel.next_deadline() if contact.links else None
         if due is None or (other is not None and other < due):
@@ -192,6 +207,8 @@ class Table:
         wall_s: float,
     ) -> None:
         self.options = options
+        self.relay_share = options.relay_share
+        """This share of the bulk goes over relays wherever there is a way; a reload may change it."""
         self.me = options.node
         self.codec = codec
         self.random = random

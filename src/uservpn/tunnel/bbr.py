@@ -78,6 +78,11 @@ class Bbr:
         self._is_silent = False
 
     @property
+    def is_starting(self) -> bool:
+        """Is the path's rate still looked for?"""
+        return self.state is State.START
+
+    @property
     def rate(self) -> float:
         """Bytes/s the path is believed to deliver; 0: nothing is known."""
         return self._rates.highest

@@ -39,6 +39,10 @@ class Controller(Protocol):
     pace: float
     """Bytes per second."""
 
+    @property
+    def is_starting(self) -> bool:
+        """Is the path's rate still looked for?"""
+
     def on_sample(self, sample: Sample) -> None:
         """A report came."""
 

@@ -74,13 +74,22 @@ class Inbox:
         self.came(1, size, now, is_lossy)
         return True
 
-    def admit_run(self, seq: int, count: int, size: int, now: float) -> bool:
-        """So many messages from `seq` on came over a lossy link, in order; False: `admit` each."""
-        if seq != self._below or self._above:
-            return False
-        self._below = self._top = seq + count
+    def admit_run(self, seq: int, count: int, size: int, now: float, is_lossy: bool) -> bool:
+        """So many messages from `seq` on came in order, none of them seen before; False: `admit` each."""
+        if seq != self._top:
+            if seq < self._top or seq - self._below > frames.SPAN_MAX:
+                return False
+            if len(self._above.ranges) >= limits.GAPS_MAX:
+                return False
+        if self._below == seq:
+            self._below = seq + count
+        else:
+            self._above.add(seq, seq + count)
+            if seq > self._top and is_lossy:
+                self._report_soon(now)
+        self._top = seq + count
         self._newest_at = now
-        self.came(count, size, now, True)
+        self.came(count, size, now, is_lossy)
         return True
 
     def came(self, count: int, size: int, now: float, is_lossy: bool) -> None:

@@ -115,6 +115,10 @@ class Path:
         """When an overtaken flight counts as lost."""
         self.rate: float = 0.0
         """The latest delivery rate, bytes/s."""
+        self.first_second = 0
+        """Bytes that came in the first second of the latest burst of traffic (or a little more)."""
+        self._began_at: float | None = None
+        self._began = 0
         self._rtt_var_s = 0.0
         self._rtt_last_s = rtt_s or RTT_START_S
         self._left_at = -1.0
@@ -138,6 +142,11 @@ class Path:
     def is_lossy(self) -> bool:
         """May messages on it get lost?"""
         return self.controller is not None
+
+    @property
+    def is_starting(self) -> bool:
+        """Is its rate still growing from nothing?"""
+        return self.controller is not None and self.controller.is_starting
 
     # --- questions -------------------------------------------------------------------------------
 
@@ -178,6 +187,8 @@ class Path:
         """A flight leaves."""
         if self.inflight == 0:
             self._first_sent_at = self._delivered_at = now
+            if now > self._sent_at + 1.0:
+                self._began_at, self._began = now, self.delivered
             if self.controller is not None and now > self._sent_at + 0.2:
                 self.controller.on_restart(now)
         flight.size += size
@@ -264,6 +275,9 @@ class Path:
         self._round_acked += self._acked
         if is_round:
             self._end_round()
+        if self._began_at is not None and now >= self._began_at + 1.0:
+            self.first_second = self.delivered - self._began
+            self._began_at = None
         self._delivered_at = now
         self._first_sent_at = max(self._first_sent_at, flight.sent_at)
         self.probe_at = now + self.timeout_s() if self.inflight else None

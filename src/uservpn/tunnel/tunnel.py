@@ -20,6 +20,7 @@ import struct
 from collections import deque
 from collections.abc import Callable
 from heapq import heappop, heappush
+from typing import Final
 
 from uservpn.errors import Fault, PeerFault, StreamFault
 from uservpn.kit.ranges import RangeSet
@@ -33,6 +34,12 @@ from uservpn.types import Buffer
 from uservpn.wire import frames
 from uservpn.wire.constants import Kind
 
+ALL_LANES: Final = 0
+BULK_ONLY: Final = 1
+PROBE_ONLY: Final = 2
+REPORT_ONLY: Final = 3
+FIRST_ONLY: Final = 4
+"""What `take_messages` takes."""
 _SEQ_SIZE = frames.SEQ.size
 _HEAD_SIZE = frames.SEQ_DATA_HEAD.size
 
@@ -247,6 +254,57 @@ class Tunnel:
         except (struct.error, IndexError, UnicodeDecodeError) as error:
             raise PeerFault(f"malformed frame: {error}") from None
 
+    def receive_run(self, payloads: list[bytes], now: float, is_lossy: bool) -> None:
+        """As `receive` for DATA messages that came together; a stream's neighbouring pieces become one event.
+
+        Raises:
+            PeerFault: the peer broke the protocol.
+        """
+        index, count = 0, len(payloads)
+        while index < count:
+            taken = self._receive_pieces(payloads, index, now, is_lossy)
+            if not taken:
+                self.receive(Kind.DATA, payloads[index], now, is_lossy)
+                taken = 1
+            index += taken
+
+    def _receive_pieces(self, payloads: list[bytes], index: int, now: float, is_lossy: bool) -> int:
+        """From `index` on, messages that follow each other and hold a stream's next bytes each; how many."""
+        unpack = frames.SEQ_DATA_HEAD.unpack_from
+        payload = payloads[index]
+        if len(payload) <= _HEAD_SIZE + limits.PAD_MAX:
+            return 0
+        first, kind, stream_id, start, size = unpack(payload)
+        if kind != frames.DATA or _HEAD_SIZE + size != len(payload):
+            return 0
+        stream = self.streams.get(stream_id)
+        if stream is None or not stream.is_known:
+            return 0
+        pieces = [memoryview(payload)[_HEAD_SIZE:]]
+        seq, end = first + 1, start + size
+        for payload in payloads[index + 1 :]:
+            length = len(payload)
+            if length <= _HEAD_SIZE:
+                break
+            other, kind, number, offset, size = unpack(payload)
+            if (
+                other != seq
+                or kind != frames.DATA
+                or number != stream_id
+                or offset != end
+                or _HEAD_SIZE + size != length
+            ):
+                break
+            pieces.append(memoryview(payload)[_HEAD_SIZE:])
+            seq += 1
+            end += size
+        count = len(pieces)
+        wire = end - start + count * _HEAD_SIZE
+        if not self.inbox.admit_run(first, count, wire, now, is_lossy):
+            return 0
+        self._deliver(stream, start, pieces[0] if count == 1 else b"".join(pieces))
+        return count
+
     def on_deadline(self, now: float) -> None:
         """Due work; harmless when early."""
         self.inbox.on_deadline(now)
@@ -294,27 +352,67 @@ class Tunnel:
             self._events = []
         return events
 
+    def has_bulk(self) -> bool:
+        """Does a stream wait that has sent much already?"""
+        return bool(self._bulk)
+
     def take_messages(
-        self, room: int, size_max: int, path: Path, now: float
+        self, room: int, size_max: int, path: Path, now: float, lanes: int = ALL_LANES
     ) -> list[tuple[int, Buffer]]:
         """(kind, payload) of what should leave now over `path`.
 
         Control goes whatever the room; resends and data while `room` bytes last, those of new and interactive
-        streams somewhat longer on a lossy path. No payload is longer than `size_max` bytes.
+        streams somewhat longer on a lossy path. No payload is longer than `size_max` bytes. `lanes` narrows
+        it down: BULK_ONLY for a path that gets a share, PROBE_ONLY for one that is only asked, REPORT_ONLY
+        for the one that the peer's messages come over, FIRST_ONLY for all but bulk.
         """
         outbox = self.outbox
         out: list[tuple[int, Buffer]] = []
-        if self.inbox.is_due:
-            pad_max = limits.PAD_MAX
-            out += [
-                (Kind.SINK, report + bytes(self._random_below(pad_max)))
-                for report in self.inbox.take_report(size_max - pad_max, now)
-            ]
-        if outbox.resend and room > 0:
-            resends = outbox.take_resends(room, size_max, path, now)
+        new: list[Buffer] = []
+        if self.inbox.is_due and lanes in (ALL_LANES, REPORT_ONLY, FIRST_ONLY):
+            self._take_report(out, size_max, now)
+        is_first = lanes in (ALL_LANES, FIRST_ONLY)
+        if is_first and (self._fresh or self._control or outbox.resend):
+            room = self._take_first(out, new, room, size_max, path, now)
+        if lanes in (ALL_LANES, BULK_ONLY):
+            while self._bulk and room > 0 and outbox.size < limits.CACHE_MAX:
+                room -= self._take_chunk(self._bulk, new, room, size_max)
+        if self._control and is_first:  # ends of streams whose last chunk was just taken
+            parts: list[Buffer] = []
+            self._take_control(new, parts, _SEQ_SIZE, size_max)
+            new.append(self._message(parts, len(new)))
+        if path.is_probe_due or (self._ask_due and is_first):
+            if not new:  # nothing else draws a report over this path
+                new.append(self._message([b""], 0))
+            path.probed(now)
+            self._ask_due = self._ask_due and not is_first
+        if new:
+            outbox.keep(new, sum(map(len, new)), path, now)
+            out += [(Kind.DATA, payload) for payload in new]
+        path.note_end(is_first and self._has_data(), now)
+        return out
+
+    def _take_report(self, out: list[tuple[int, Buffer]], size_max: int, now: float) -> None:
+        pad_max = limits.PAD_MAX
+        out += [
+            (Kind.SINK, report + bytes(self._random_below(pad_max)))
+            for report in self.inbox.take_report(size_max - pad_max, now)
+        ]
+
+    def _take_first(
+        self,
+        out: list[tuple[int, Buffer]],
+        new: list[Buffer],
+        room: int,
+        size_max: int,
+        path: Path,
+        now: float,
+    ) -> int:
+        """All that goes ahead of bulk: resends, control, new and interactive streams; the room left."""
+        if self.outbox.resend and room > 0:
+            resends = self.outbox.take_resends(room, size_max, path, now)
             room -= sum(map(len, resends))
             out += [(Kind.DATA, payload) for payload in resends]
-        new: list[Buffer] = []
         parts: list[Buffer] = []
         size = _SEQ_SIZE
         if self._control:
@@ -325,22 +423,7 @@ class Tunnel:
             size = self._take_control(new, parts, size, size_max)
         if parts:
             new.append(self._message(parts, len(new)))
-        while self._bulk and room > 0 and outbox.size < limits.CACHE_MAX:
-            room -= self._take_chunk(self._bulk, new, room, size_max)
-        if self._control:
-            parts = []
-            self._take_control(new, parts, _SEQ_SIZE, size_max)
-            new.append(self._message(parts, len(new)))
-        if path.is_probe_due or self._ask_due:
-            if not new:  # nothing else draws a report over this path
-                new.append(self._message([b""], 0))
-            path.probed(now)
-            self._ask_due = False
-        if new:
-            outbox.keep(new, sum(map(len, new)), path, now)
-            out += [(Kind.DATA, payload) for payload in new]
-        path.note_end(self._has_data(), now)
-        return out
+        return room
 
     # --- source ----------------------------------------------------------------------------------
 

@@ -1,0 +1,302 @@
+"""Which path carries a tunnel: one at a time for most of it, another one beside it for its share.
+
+One direct link carries the tunnel; which one is decided at each take, from what was measured:
+
+- A path is *silent* when nothing on it is confirmed although it was asked for. It is left as soon as another
+  link is heard that was not silent; until then that one is probed and nothing moves, because in a black hole
+  every link is silent. What was on it is resent over the other. It is tried again after a while that
+  doubles, and only if its peer was heard on it since.
+- On short paths without loss a reliable link (TCP, KCP) costs far less work for each byte, everywhere else
+  one that loses messages is faster: its loss is recovered by us. NEAR_S tells them apart, with hysteresis.
+- Some networks throttle UDP. While bulk flows both are compared now and then: for TRIAL_S the other link may
+  carry what the one in use has no room for. If it delivers far more it takes over; one that took over gives
+  way again when the other one is nearly as good. The next comparison is later each time nothing changed.
+- Reports go where the newest message came from: the peer found that way to carry.
+
+A set share of the bulk (`relay_share`) leaves over a relayed way while one stands, counted in bytes: what is
+owed to the way is sent over it first. It carries nothing else, so nobody waits for a relay's flight time but
+the streams whose bytes it carries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from uservpn.mesh.contact import LinkState
+from uservpn.tunnel.path import Path
+from uservpn.types import LinkId
+
+NEAR_S: Final = 0.006
+"""Below this round trip, and without loss, reliable links are preferred."""
+HYSTERESIS: Final = 1.5
+LOSS_MAX: Final = 0.003
+SILENT_LOSSY: Final = 2
+SILENT_RELIABLE: Final = 1
+"""Probes without a report until a path counts as silent."""
+ASK_EVERY_S: Final = 0.5
+AWAY_S: Final = 2.0
+AWAY_MAX_S: Final = 120.0
+TRIAL_S: Final = 1.5
+TRIAL_FIRST_S: Final = 4.0
+TRIAL_EVERY_S: Final = 60.0
+TRIAL_MAX_S: Final = 600.0
+FAR_MORE: Final = 2.0
+NEARLY: Final = 0.7
+OWED_START: Final = 16 << 10
+OWED_HOLD: Final = 128 << 10
+"""When the way is owed so much, and can carry its share, other bulk waits for it."""
+OWED_MAX: Final = 1 << 20
+"""What the relayed way may be owed: more is forgiven, when there was no way or it is slow."""
+SEEK_EVERY_S: Final = 5.0
+FLOWS: Final = 256 << 10
+"""A tunnel that carried so much within SEEK_EVERY_S gets a relayed way."""
+UNUSED_S: Final = 30.0
+"""A relayed way that carried nothing for so long is closed, where there is a direct one."""
+
+
+@dataclass(slots=True)
+class Record:
+    """What one link has shown."""
+
+    away_until: float = 0.0
+    away_s: float = AWAY_S
+    left_at: float = 0.0
+    asked_at: float = 0.0
+
+
+@dataclass(slots=True)
+class Trial:
+    """Two links side by side: bytes delivered by each when it began."""
+
+    link: LinkId
+    until: float
+    ours: int
+    theirs: int
+
+
+@dataclass(slots=True)
+class Choice:
+    """What `choose` decided for one take."""
+
+    state: LinkState
+    path: Path
+    beside: tuple[LinkState, Path] | None = None
+    """The other side of a trial: gets what the first has no room for."""
+    ask: LinkState | None = None
+    """Please probe this link."""
+    left: Path | None = None
+    """This path was left just now."""
+
+
+@dataclass(slots=True)
+class Schedule:
+    """The choice of one peer's links. At most one record for each of its links."""
+
+    current: LinkId | None = None
+    heard_on: LinkId | None = None
+    """The direct link that the newest message of the peer's tunnel came over."""
+    only: Choice | None = None
+    """The choice where there is one link."""
+    relay_owed: float = 0.0
+    relayed_at: float = 0.0
+    """When a relayed way last carried something of the tunnel, either way."""
+    seek_at: float = 0.0
+    direct_bytes: int = 0
+    """Wire bytes of the tunnel that left over direct links."""
+    _seen_bytes: int = 0
+    _seen_at: float = 0.0
+    _records: dict[LinkId, Record] = field(default_factory=dict)
+    _trial: Trial | None = None
+    _trial_at: float | None = None
+    _trial_every_s: float = TRIAL_EVERY_S
+    _preferred: LinkId | None = None
+    """The winner of a comparison."""
+
+    # --- direct links ----------------------------------------------------------------------------
+
+    def choose(
+        self,
+        links: list[tuple[LinkState, Path]],
+        is_busy: bool,
+        now: float,
+        ways: Sequence[tuple[LinkState, Path]] = (),
+    ) -> Choice:
+        """Which of the direct links carries this take; there is at least one. `is_busy`: bulk waits.
+
+        `ways` over relays are taken when no direct link is heard any more.
+        """
+        by_link = {state.link: (state, path) for state, path in links}
+        if len(self._records) > len(links) + len(ways):
+            known = {state.link for state, _ in (*links, *ways)}
+            self._records = {k: v for k, v in self._records.items() if k in known}
+        present = by_link.get(self.current) if self.current is not None else None
+        if len(links) == 1 and not ways:
+            self._trial = None
+            self.current = links[0][0].link
+            return Choice(*links[0])
+        if present is None:
+            self.current = None
+        others = [*links, *ways]
+        choice = self._leave_silent(present, others, now) if present is not None else None
+        if choice is None:
+            able = [pair for pair in links if self._is_able(*pair, now)]
+            able = able or [pair for pair in ways if self._is_able(*pair, now)] or links
+            choice = Choice(*self._best(able))
+            self.current = choice.state.link
+            choice.beside = self._compare(choice, able, by_link, is_busy, now)
+        return choice
+
+    def _leave_silent(
+        self,
+        present: tuple[LinkState, Path],
+        links: list[tuple[LinkState, Path]],
+        now: float,
+    ) -> Choice | None:
+        """The present one fell silent: away from it, once another one is heard."""
+        state, path = present
+        most = SILENT_LOSSY if path.is_lossy else SILENT_RELIABLE
+        if path.silent_count < most:
+            if path.silent_count == 0:
+                self._records.get(state.link, Record()).away_s = AWAY_S
+            return None
+        self._trial = None
+        ask: LinkState | None = None
+        for other, other_path in links:
+            if other is state or other_path.silent_count >= SILENT_LOSSY:
+                continue
+            record = self._records.setdefault(other.link, Record())
+            if record.asked_at > path.heard_at and other.heard_at > record.asked_at:
+                gone = self._records.setdefault(state.link, Record())
+                gone.left_at = now
+                gone.away_until = now + gone.away_s
+                gone.away_s = min(2 * gone.away_s, AWAY_MAX_S)
+                self.current = other.link
+                return Choice(other, other_path, left=path)
+            if now >= record.asked_at + ASK_EVERY_S or record.asked_at <= path.heard_at:
+                record.asked_at = now
+                ask = other
+        return Choice(state, path, ask=ask)
+
+    def _is_able(self, state: LinkState, path: Path, now: float) -> bool:
+        """Was it not left lately, or heard since and due for another try?"""
+        record = self._records.get(state.link)
+        if record is None or not record.left_at:
+            return not state.probed
+        if now < record.away_until or state.heard_at <= record.left_at:
+            return False
+        record.left_at = 0.0
+        path.silent_count = 0
+        return not state.probed
+
+    def _best(self, able: list[tuple[LinkState, Path]]) -> tuple[LinkState, Path]:
+        """The fastest that is worth its work."""
+        best = able[0]
+        for pair in able:
+            if pair[0].link == self.current:
+                best = pair
+        if any(pair[0].link == self._preferred for pair in able):
+            return next(pair for pair in able if pair[0].link == self._preferred)
+        for pair in able:
+            if self._rank(pair) > self._rank(best):
+                best = pair
+        return best
+
+    def _rank(self, pair: tuple[LinkState, Path]) -> int:
+        """0: for the other kind of path; 1: unknown, or between the two; 2: this one's own."""
+        state, path = pair
+        rtt = path.rtt_min_s if path.rtt_s is not None else state.rtt_s
+        if rtt is None:
+            return 0
+        is_current = state.link == self.current
+        near = NEAR_S * (HYSTERESIS if is_current != path.is_lossy else 1 / HYSTERESIS)
+        if path.is_lossy:
+            return 2 if rtt > near or path.loss > LOSS_MAX else 0
+        return 1
+
+    def _compare(
+        self,
+        choice: Choice,
+        able: list[tuple[LinkState, Path]],
+        by_link: dict[LinkId, tuple[LinkState, Path]],
+        is_busy: bool,
+        now: float,
+    ) -> tuple[LinkState, Path] | None:
+        """Starts, goes on with, or ends a comparison; returns its other side while it lasts."""
+        trial = self._trial
+        if trial is not None:
+            other = by_link.get(trial.link)
+            if other is None or choice.state.link == trial.link:
+                self._trial = None
+                return None
+            if now < trial.until:
+                return other
+            self._trial = None
+            ours = choice.path.delivered - trial.ours
+            theirs = other[1].delivered - trial.theirs
+            if theirs > FAR_MORE * ours:
+                self._preferred = trial.link
+                self._trial_every_s = TRIAL_EVERY_S
+            elif self._preferred is not None and theirs > NEARLY * ours:
+                self._preferred = None
+                self._trial_every_s = TRIAL_EVERY_S
+            else:
+                self._trial_every_s = min(2 * self._trial_every_s, TRIAL_MAX_S)
+            self._trial_at = now + self._trial_every_s
+            return None
+        if not is_busy:
+            if self._trial_at is not None and now > self._trial_at + TRIAL_EVERY_S:
+                self._trial_at = None
+            return None
+        if self._trial_at is None:
+            self._trial_at = now + TRIAL_FIRST_S
+        if now < self._trial_at:
+            return None
+        others = [p for p in able if p[1].is_lossy != choice.path.is_lossy]
+        if not others:
+            return None
+        state, path = others[0]
+        self._trial = Trial(state.link, now + TRIAL_S, choice.path.delivered, path.delivered)
+        return others[0]
+
+    # --- the relayed share -----------------------------------------------------------------------
+
+    def sent_direct(self, size: int, share: float) -> None:
+        """So many bytes of the tunnel left over a direct link: the way is owed its share."""
+        self.relay_owed = min(self.relay_owed + share * size, OWED_MAX)
+
+    def sent_relayed(self, size: int, share: float, now: float) -> None:
+        """So many left over the relayed way."""
+        self.relay_owed -= (1.0 - share) * size
+        self.relayed_at = now
+
+    def holds(self, way: Path, direct: Path, share: float) -> bool:
+        """Should bulk wait until the way got what it is owed? Not if that way is the slower one."""
+        if self.relay_owed < OWED_HOLD or share >= 1.0:
+            return False
+        if way.silent_count or not way.rate:
+            return False
+        return way.is_starting or way.rate >= share / (1.0 - share) * direct.rate
+
+    def unused_at(self, way: LinkState) -> float:
+        """When this relayed way counts as unused, though there is a direct link."""
+        return max(self.relayed_at, way.up_at) + UNUSED_S
+
+    def way_closed(self) -> None:
+        """It was unused: another one is opened when much flows again."""
+        self._seen_bytes = self.direct_bytes
+
+    def wants_way(self, now: float) -> bool:
+        """Should a relayed way be opened? Asked while none stands; True once in a while, if much flows."""
+        if self.direct_bytes - self._seen_bytes < FLOWS:
+            if now >= self._seen_at + SEEK_EVERY_S:
+                self._seen_at = now
+                self._seen_bytes = self.direct_bytes
+            return False
+        if now < self.seek_at:
+            return False
+        self.seek_at = self._seen_at = self.relayed_at = now
+        self.seek_at += SEEK_EVERY_S
+        self._seen_bytes = self.direct_bytes
+        return True

@@ -1,0 +1,267 @@
+"""Several links at once: which one carries, what happens when it ends or falls silent, the relayed share."""
+
+from __future__ import annotations
+
+import pytest
+
+from test_relaying import HOME, _server
+from uservpn.mesh.contact import LinkState
+from uservpn.node.scheduling import NEAR_S, TRIAL_FIRST_S, TRIAL_S, UNUSED_S, Schedule
+from uservpn.tunnel.bbr import Bbr
+from uservpn.tunnel.path import Path
+from world import ROOM, World, pair
+
+TCP, UDP = 2, 4
+
+
+def _both(**options):
+    """A client and a server with a reliable link and one that loses messages, both proved."""
+    world, client, server = pair(**options)
+    world.run(2)
+    world.connect(client, 1, "udp://1", "udp")
+    world.run(3)
+    assert len(client.node.peers[1].contact.links) == 2
+    return world, client, server
+
+
+def _current(world, member, peer):
+    return world.protocols[member.node.peers[peer].schedule.current]
+
+
+def _send(world, client, size):
+    stream = client.node.open(1, "site.test", 80, None, world.now)
+    data = bytes(i * 7 & 0xFF for i in range(size))
+    client.send(stream, data, finish=True)
+    world.settle(client)
+    return stream, data
+
+
+def test_a_long_path_is_used_over_datagrams_a_short_one_over_the_reliable_link():
+    for delay, protocol in ((0.05, "udp"), (0.0005, "sim")):
+        world, client, server = _both(delay=delay)
+        stream, data = _send(world, client, 300_000)
+        world.run(3)
+        assert bytes(server.received[stream.id]) == data
+        assert _current(world, client, 1) == protocol
+
+
+@pytest.mark.parametrize("blocked", ["udp", "sim"])
+def test_a_protocol_that_gets_blocked_loses_the_traffic_within_two_seconds(blocked):
+    """And what was on it comes over the other one, no byte lost or doubled; both directions."""
+    world, client, server = _both(delay=0.02 if blocked == "udp" else 0.0005)
+    stream, up = _send(world, client, 100_000)
+    world.run(0.5)
+    assert _current(world, client, 1) == blocked
+    down = bytes(range(256)) * 2000
+    world.blocked.add(blocked)
+    back = server.offered[0][0]
+    server.send(back, down, finish=True)
+    world.settle(server)
+    more, up_too = _send(world, client, 200_000)
+    world.run(2.5)
+    assert bytes(server.received[stream.id]) == up and bytes(server.received[more.id]) == up_too
+    assert bytes(client.received[stream.id]) == down
+    assert _current(world, client, 1) != blocked and _current(world, server, 7) != blocked
+
+
+def test_a_blocked_protocol_is_used_again_when_it_works_again():
+    world, client, _ = _both(delay=0.05)
+    _send(world, client, 50_000)
+    world.run(1)
+    world.blocked.add("udp")
+    _send(world, client, 50_000)
+    world.run(6)
+    assert _current(world, client, 1) == "sim"
+    world.blocked.clear()
+    for _ in range(80):
+        _send(world, client, 20_000)
+        world.run(1)
+        if _current(world, client, 1) == "udp":
+            break
+    assert _current(world, client, 1) == "udp"
+
+
+def test_in_a_black_hole_nothing_moves_and_all_goes_on_at_once_after_it():
+    world, client, server = _both(delay=0.05)
+    _send(world, client, 100_000)
+    world.run(0.3)
+    world.black_hole = True
+    more, data_too = _send(world, client, 400_000)
+    world.run(5)
+    assert _current(world, client, 1) == "udp"
+    world.black_hole = False
+    world.run(0.5)
+    assert server.received.get(more.id), "nothing came within half a second"
+    world.run(3)
+    assert bytes(server.received[more.id]) == data_too
+    assert not client.resets
+
+
+def test_what_was_on_a_link_that_was_cut_is_resent_over_the_other_one():
+    world, client, server = _both(delay=0.05)
+    stream, data = _send(world, client, 400_000)
+    world.run(0.12)
+    world.cut(client.node.peers[1].schedule.current)
+    world.run(2)
+    assert bytes(server.received[stream.id]) == data
+
+
+# --- the choice alone ----------------------------------------------------------------------------
+
+
+def _links(rtt_s: float = 0.1):
+    found = []
+    for link, protocol in ((TCP, "tcp"), (UDP, "udp")):
+        state = LinkState(link, protocol, True, f"{protocol}://x", 0.0, 0.0, 0.0)
+        state.rtt_s = rtt_s
+        found.append((state, Path(link, Bbr() if protocol == "udp" else None, rtt_s)))
+    return found
+
+
+def test_the_choice_has_hysteresis():
+    links = _links(2 * NEAR_S)
+    schedule = Schedule()
+    assert schedule.choose(links, False, 0.0).state.link == UDP
+    for rtt_s, chosen in (
+        (0.9 * NEAR_S, UDP),
+        (0.6 * NEAR_S, TCP),
+        (1.2 * NEAR_S, TCP),
+        (2 * NEAR_S, UDP),
+    ):
+        for state, path in links:
+            state.rtt_s = path.rtt_s = path.rtt_min_s = rtt_s
+        assert schedule.choose(links, False, 1.0).state.link == chosen, rtt_s
+
+
+def _trial(schedule, links, start, rates):
+    """Bulk flows; each link delivers at its rate (bytes/s) while it is used. The link in use at the end."""
+    now = start
+    used = schedule.current
+    while now < start + TRIAL_FIRST_S + TRIAL_S + 1.0:
+        choice = schedule.choose(links, True, now)
+        for state, path in links:
+            is_used = state is choice.state or (choice.beside and state is choice.beside[0])
+            path.delivered += int(0.01 * rates[state.link]) if is_used else 0
+        used = choice.state.link
+        now += 0.01
+    return used, now
+
+
+def test_throttled_datagrams_lose_their_traffic_and_get_it_back():
+    links = _links()
+    schedule = Schedule()
+    used, now = _trial(schedule, links, 0.0, {UDP: 1e5, TCP: 5e6})
+    assert used == TCP
+    schedule._trial_at = now
+    used, now = _trial(schedule, links, now, {UDP: 5e6, TCP: 5e6})
+    assert used == UDP
+
+
+def test_a_comparison_that_shows_nothing_new_is_made_ever_less_often():
+    links = _links()
+    schedule = Schedule()
+    used, now = _trial(schedule, links, 0.0, {UDP: 5e6, TCP: 1e6})
+    assert used == UDP and schedule._trial_at - now > 100
+
+
+# --- the relayed share ---------------------------------------------------------------------------
+
+
+def _servers(share: float) -> World:
+    """Three servers and a client that reaches each of them directly."""
+    world = World(delay=0.02)
+    for node in (1, 2, 3):
+        world.add(node, {} if node == 1 else HOME, record=_server(node))
+    world.add(50, {n: (f"sim://10.0.0.{n}:1",) for n in (1, 2, 3)})
+    for member in world.members.values():
+        member.node.table.relay_share = share
+    world.run(10)
+    return world
+
+
+def _limit(world: World, member, rate: float) -> None:
+    """What the member sends takes its time: so many bytes/s over all links, 20 ms of it at once."""
+    left = [0.02 * rate, world.now]
+    carry = world.carry
+
+    def room(link: int) -> int:
+        if world.links[link][0] is not member:
+            return ROOM
+        left[0] = min(0.02 * rate, left[0] + rate * (world.now - left[1]))
+        left[1] = world.now
+        return int(left[0])
+
+    def counted(link: int, head: bytes, body: bytes) -> None:
+        if world.links[link][0] is member:
+            left[0] -= len(head) + len(body)
+        carry(link, head, body)
+
+    def tick() -> None:
+        peer = member.node.peers[1 if member.id == 50 else 50]
+        if peer.tunnel.has_outgoing():
+            member.node.table.touch(peer)
+            world.settle(member)
+        if world.now < end:
+            world.at(world.now + 0.01, tick)
+
+    end = world.now + 12
+
+    world.room, world.carry = room, counted
+    tick()
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3])
+@pytest.mark.parametrize("is_up", [True, False])
+def test_the_set_share_goes_over_relays(share, is_up):
+    """Counted where it passes: within two points of what is set, once a way stands."""
+    world = _servers(share)
+    client, exit = world.members[50], world.members[1]
+    stream = client.node.open(1, "site.test", 80, None, world.now)
+    world.settle(client)
+    world.run(0.5)
+    source, sink, peer = (client, exit, 1) if is_up else (exit, client, 50)
+    ours = stream if is_up else exit.offered[0][0]
+    _limit(world, source, 2e6)
+    total = 16_000_000
+    source.send(ours, bytes(total))
+    world.settle(source)
+    world.run(12)
+    assert len(sink.received[stream.id]) == total
+    passed = sum(world.members[n].node.relay.counters.passed_bytes for n in (2, 3))
+    assert abs(passed / total - share) < 0.02 + 0.01
+    mine = source.node.peers[peer]
+    assert (
+        abs(mine.relayed_bytes / (mine.relayed_bytes + mine.schedule.direct_bytes) - share) < 0.02
+    )
+    # when nothing flows any more the way is closed
+    world.run(3 * UNUSED_S)
+    assert not any(state.relayed for state in mine.contact.links)
+
+
+def test_without_a_share_nothing_goes_over_relays():
+    world = _servers(0.0)
+    client = world.members[50]
+    stream = client.node.open(1, "site.test", 80, None, world.now)
+    client.send(stream, bytes(3_000_000))
+    world.settle(client)
+    world.run(10)
+    assert client.node.peers[1].relayed_bytes == 0
+
+
+def test_a_relay_that_dies_takes_its_share_along_and_no_byte():
+    world = _servers(0.3)
+    client, exit = world.members[50], world.members[1]
+    _limit(world, client, 2e6)
+    stream = client.node.open(1, "site.test", 80, None, world.now)
+    data = bytes(i * 7 & 0xFF for i in range(8_000_000))
+    client.send(stream, data, finish=True)
+    world.settle(client)
+    for _ in range(100):
+        world.run(0.05)
+        ways = [s for s in client.node.peers[1].contact.links if s.relayed]
+        if ways and client.node.peers[1].relayed_bytes:
+            break
+    (relay,) = client.node.links[ways[0].link].hops
+    world.crash(relay)
+    world.run(20)
+    assert bytes(exit.received[stream.id]) == data
