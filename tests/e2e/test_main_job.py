@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import re
 import shutil
 import socket
@@ -299,6 +300,14 @@ def test_status_shows_node_link_and_tunnel(mesh):
     assert {"peer", "streams", "cache_bytes", "resent", "relayed_bytes", "direct_bytes"} <= set(
         document["tunnels"][0]
     )
+
+
+def test_the_command_prints_the_status_document(mesh):
+    words = [*USERVPN, "status", "--json", "-c", str(mesh.client.config)]
+    done = subprocess.run(words, capture_output=True, timeout=20, check=True)
+    printed, asked = json.loads(done.stdout), mesh.client.status()
+    assert printed.keys() == asked.keys() and printed["version"] == 1
+    assert printed["node"] | {"uptime_s": 0} == asked["node"] | {"uptime_s": 0}
 
 
 def test_reload_keeps_connections_and_takes_the_change(site):
