@@ -130,11 +130,11 @@ def test_summaries_find_every_difference_both_ways(mine, theirs):
         for summary in sink.summaries():
             assert len(summary) <= MESSAGE_MAX
             newer, _ = source.compare(summary)
-            for piece in packed([(record, 5) for record in newer], MESSAGE_MAX):
+            for piece in packed([(record.encode(), 5) for record in newer], MESSAGE_MAX):
                 assert len(piece) <= MESSAGE_MAX
-                for record, age_s in unpacked(piece):
+                for data, age_s in unpacked(piece):
                     assert age_s == 5
-                    sink.merge(record, 0.0, age_s)
+                    sink.merge(decode(data), 0.0, age_s)
     assert one.digest() == two.digest()
 
 

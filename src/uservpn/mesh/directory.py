@@ -48,6 +48,10 @@ class Entry:
 
     record: Record
     heard_at: float
+    mark: int = 0
+    """Its part of the digest."""
+    data: bytes = b""
+    """The record as bytes, once somebody asked for them."""
 
 
 class Directory:
@@ -57,7 +61,13 @@ class Directory:
         self.own = own
         self.generation = 0
         """Grows with every change: a key for what is computed from the list."""
+        self.servers: set[NodeId] = set()
+        """Nodes with a fixed endpoint."""
         self._entries: dict[int, Entry] = {own.node: Entry(own, now)}
+        self._digest = 0
+        self._drop_at = float("inf")
+        """No record is to be dropped before."""
+        self._entered(self._entries[own.node])
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -70,6 +80,13 @@ class Directory:
         """The newest record of this node."""
         entry = self._entries.get(node)
         return entry.record if entry else None
+
+    def encoded(self, node: int) -> bytes:
+        """The newest record of a node that is known, as bytes."""
+        entry = self._entries[node]
+        if not entry.data:
+            entry.data = entry.record.encode()
+        return entry.data
 
     def heard_at(self, node: int) -> float | None:
         """When this node was last heard of."""
@@ -95,21 +112,29 @@ class Directory:
         if changed == self.own:
             return False
         self.own = replace(changed, version=self.own.version + 1)
-        self._entries[self.own.node].record = self.own
-        self.generation += 1
+        entry = self._entries[self.own.node]
+        entry.record = self.own
+        self._entered(entry)
         return True
 
     def refresh_own(self) -> None:
         """A new version that says the same: so others hear that we are still there."""
         self.own = replace(self.own, version=self.own.version + 1)
-        self._entries[self.own.node].record = self.own
-        self.generation += 1
+        entry = self._entries[self.own.node]
+        entry.record = self.own
+        self._entered(entry)
 
     def supersede(self, boot: int) -> None:
         """Our own record takes a boot above this one, so that the list returns to it."""
         self.own = replace(self.own, boot=max(boot, self.own.boot) + 1, version=0)
-        self._entries[self.own.node].record = self.own
-        self.generation += 1
+        entry = self._entries[self.own.node]
+        entry.record = self.own
+        self._entered(entry)
+
+    def stamp(self, node: int) -> tuple[int, int]:
+        """The newest (boot, version) that is known of a node; below all others where it is unknown."""
+        entry = self._entries.get(node)
+        return entry.record.stamp if entry is not None else (-1, 0)
 
     def merge(self, record: Record, now: float, age_s: float = 0.0) -> Merge:
         """Takes a record over if it is newer than what is known.
@@ -125,7 +150,8 @@ class Directory:
                 return Merge.CONFLICT
             return Merge.KNOWN if record.stamp == self.own.stamp else Merge.OLDER
         if entry is None:
-            self._entries[record.node] = Entry(record, heard_at)
+            entry = self._entries[record.node] = Entry(record, heard_at)
+            self._drop_at = min(self._drop_at, heard_at + DROP_S)
         elif record.stamp > entry.record.stamp:
             entry.record = record
             entry.heard_at = max(heard_at, entry.heard_at)
@@ -133,7 +159,7 @@ class Directory:
             if record.stamp == entry.record.stamp:
                 entry.heard_at = max(heard_at, entry.heard_at)
             return Merge.KNOWN if record.stamp == entry.record.stamp else Merge.OLDER
-        self.generation += 1
+        self._entered(entry)
         return Merge.NEWS
 
     def heard(self, node: int, now: float) -> None:
@@ -144,12 +170,16 @@ class Directory:
 
     def on_deadline(self, now: float) -> list[NodeId]:
         """Drops what was not heard of for a week; the numbers of those."""
+        if now < self._drop_at:
+            return []
         self._entries[self.own.node].heard_at = now
         gone = [NodeId(n) for n, entry in self._entries.items() if now >= entry.heard_at + DROP_S]
         for node in gone:
-            del self._entries[node]
+            self._digest ^= self._entries.pop(node).mark
+            self.servers.discard(node)
         if gone:
             self.generation += 1
+        self._drop_at = self.next_deadline() or float("inf")
         return gone
 
     def next_deadline(self) -> float | None:
@@ -161,11 +191,7 @@ class Directory:
 
     def digest(self) -> bytes:
         """8 bytes that are equal where the lists are."""
-        total = 0
-        for entry in self._entries.values():
-            stamp = _STAMP.pack(entry.record.node, *entry.record.stamp)
-            total ^= int.from_bytes(hashlib.blake2b(stamp, digest_size=8).digest(), "big")
-        return total.to_bytes(8, "big")
+        return self._digest.to_bytes(8, "big")
 
     def summaries(self) -> list[bytes]:
         """The list in ranges of numbers, each: first, last, then (node, boot, version)s."""
@@ -234,20 +260,33 @@ class Directory:
             if age_s < DROP_S and record.node != self.own.node:
                 self.merge(record, now, age_s)
 
+    def _entered(self, entry: Entry) -> None:
+        """A record is new in the list: what is known of all of them follows."""
+        record = entry.record
+        stamp = _STAMP.pack(record.node, *record.stamp)
+        mark = int.from_bytes(hashlib.blake2b(stamp, digest_size=8).digest(), "big")
+        self._digest ^= entry.mark ^ mark
+        entry.mark = mark
+        entry.data = b""
+        if record.has_fixed_endpoint():
+            self.servers.add(record.node)
+        else:
+            self.servers.discard(record.node)
+        self.generation += 1
 
-def packed(records: Iterable[tuple[Record, int]], size_max: int) -> list[bytes]:
-    """Records and their ages in as few pieces as go, each at most `size_max` bytes."""
+
+def packed(records: Iterable[tuple[bytes, int]], size_max: int) -> list[bytes]:
+    """Encoded records and their ages in as few pieces as go, each at most `size_max` bytes."""
     pieces: list[bytearray] = []
-    for record, age_s in records:
-        data = record.encode()
+    for data, age_s in records:
         if not pieces or len(pieces[-1]) + _SIZE.size + _AGE.size + len(data) > size_max:
             pieces.append(bytearray())
         pieces[-1] += _SIZE.pack(len(data)) + _AGE.pack(age_s) + data
     return [bytes(piece) for piece in pieces]
 
 
-def unpacked(piece: bytes) -> list[tuple[Record, int]]:
-    """The records of a piece, and their ages.
+def unpacked(piece: bytes) -> list[tuple[bytes, int]]:
+    """The records of a piece, still encoded, since most of them are known (`stamp_of`), and their ages.
 
     Raises:
         PeerFault: it is malformed.
@@ -262,7 +301,7 @@ def unpacked(piece: bytes) -> list[tuple[Record, int]]:
         at += _SIZE.size + _AGE.size
         if size > RECORD_SIZE_MAX or at + size > len(piece):
             raise PeerFault("a list of records is cut off")
-        records.append((decode(piece[at : at + size]), age_s))
+        records.append((piece[at : at + size], age_s))
         at += size
     return records
 

@@ -12,12 +12,12 @@ neighbour at most once a second; messages are at most MESSAGE_MAX bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from uservpn.errors import PeerFault
 from uservpn.mesh.directory import Directory, Merge, packed, unpacked
-from uservpn.mesh.records import Record
+from uservpn.mesh.records import Role, decode, stamp_of
 from uservpn.types import NodeId
 
 DIGEST: Final = 1
@@ -26,7 +26,10 @@ RECORDS: Final = 3
 DIGEST_SIZE: Final = 8
 MESSAGE_MAX: Final = 1100
 BATCH_S: Final = 0.03
-"""Rumours wait this long, and up to twice, for others to share their message."""
+WAIT_S: Final = 0.15
+LATE_S: Final = 0.5
+"""Rumours wait, each up to twice as long, for others to share their message: our own; those of others; and
+those of others where we are no server. Whoever tells us the same in the meantime need not be told."""
 SPACING_S: Final = 1.0
 CHECK_S: Final = 1.5
 CHECKS: Final = 4
@@ -46,7 +49,12 @@ class Gossip:
         self.directory = directory
         self._jitter = jitter
         self._neighbours: dict[NodeId, None] = {}
-        self._rumours: dict[NodeId, tuple[float, NodeId | None]] = {}
+        self.reliable: set[NodeId] = set()
+        """Neighbours to whom nothing gets lost while they are linked: no digest asks whether it arrived."""
+        self._rumours: dict[NodeId, tuple[float, set[NodeId]]] = {}
+        """What is to be passed on: when, and who has it already."""
+        self._spread_due = float("inf")
+        """The soonest of these times."""
         self._spread_at: dict[NodeId, float] = {}
         self._check_at: float | None = None
         self._check: set[NodeId] = set()
@@ -70,9 +78,15 @@ class Gossip:
     def link_down(self, peer: NodeId) -> None:
         """The last link to it is gone."""
         self._neighbours.pop(peer, None)
+        self.reliable.discard(peer)
         self._check.discard(peer)
         for times in (self._summary_at, self._summarised_at):
             times.pop(peer, None)
+
+    def link_lost(self, peer: NodeId) -> None:
+        """One of several links to this neighbour is gone, and with it what was on its way."""
+        if peer in self._neighbours:
+            self._send_digest(peer)
 
     def own_changed(self, now: float) -> None:
         """Our own record has a new version."""
@@ -93,7 +107,7 @@ class Gossip:
                 self._want_summary(peer, now)
         elif kind == bytes((SUMMARY,)):
             newer, lacks = self.directory.compare(body)
-            self._send_records(peer, newer, now)
+            self._send_records(peer, [record.node for record in newer], now)
             if lacks:
                 self._want_summary(peer, now)
         elif kind == bytes((RECORDS,)):
@@ -104,9 +118,8 @@ class Gossip:
         if self._refresh_at <= now:
             self.directory.refresh_own()
             self.own_changed(now)
-        due = [node for node, (at, _) in self._rumours.items() if at <= now]
-        if due:
-            self._spread(due, now)
+        if self._spread_due <= now:
+            self._spread(now)
         for peer, at in list(self._summary_at.items()):
             if at <= now:
                 del self._summary_at[peer]
@@ -132,8 +145,7 @@ class Gossip:
         if not self._neighbours:
             return None
         soonest = min(self._seldom_at, self._refresh_at)
-        if self._rumours:
-            soonest = min(soonest, *(at for at, _ in self._rumours.values()))
+        soonest = min(soonest, self._spread_due)
         if self._summary_at:
             soonest = min(soonest, *self._summary_at.values())
         return soonest if self._check_at is None else min(soonest, self._check_at)
@@ -152,59 +164,90 @@ class Gossip:
             self._news = []
         return news
 
+    def neighbours(self) -> list[NodeId]:
+        """Those that are linked, in the order of their numbers."""
+        return sorted(self._neighbours)
+
     # --- inside ----------------------------------------------------------------------------------
 
     def _refresh_s(self) -> float:
         return REFRESH_S - self._jitter(REFRESH_S / 6)
 
-    def _receive_records(self, peer: NodeId, records: list[tuple[Record, int]], now: float) -> None:
+    def _receive_records(self, peer: NodeId, records: list[tuple[bytes, int]], now: float) -> None:
+        directory = self.directory
         older = []
-        for record, age_s in records:
-            result = self.directory.merge(record, now, age_s)
+        for data, age_s in records:
+            node, stamp = stamp_of(data)
+            known = directory.stamp(node)
+            if stamp > known or node == directory.own.node:
+                result = directory.merge(decode(data), now, age_s)
+            elif stamp == known:
+                result = Merge.KNOWN
+                directory.heard(node, now - age_s)
+            else:
+                result = Merge.OLDER
+            waiting = self._rumours.get(NodeId(node))
             if result is Merge.NEWS:
-                self._news.append(record.node)
-                self._rumour(record.node, peer, now)
+                self._news.append(NodeId(node))
+                self._rumour(NodeId(node), peer, now)
             elif result is Merge.CONFLICT:
-                self.contested_boot = max(self.contested_boot, record.boot)
+                self.contested_boot = max(self.contested_boot, stamp[0])
+            elif result is Merge.KNOWN and waiting is not None:
+                waiting[1].add(peer)  # need not be told
             elif result is Merge.OLDER:
-                newest = self.directory.get(record.node)
-                if newest is not None:
-                    older.append(newest)
+                older.append(NodeId(node))
         self._send_records(peer, older, now)
 
     def _rumour(self, node: NodeId, source: NodeId | None, now: float) -> None:
         """Passes a record on soon; a newer version takes the place of one that waits."""
+        own = self.directory.own
+        patience = BATCH_S if source is None else WAIT_S
+        if source is not None and not own.roles & Role.SERVER:
+            patience = LATE_S
         at = max(
-            now + BATCH_S + self._jitter(BATCH_S),
+            now + patience + self._jitter(patience),
             self._spread_at.get(node, now - SPACING_S) + SPACING_S,
         )
         waiting = self._rumours.get(node)
         if waiting is not None:
             at = min(at, waiting[0])
-        self._rumours[node] = (at, source)
+        self._rumours[node] = (at, set() if source is None else {source})
+        self._spread_due = min(self._spread_due, at)
 
-    def _spread(self, due: list[NodeId], now: float) -> None:
-        told: dict[NodeId, list[Record]] = {}
-        for node in due:
-            _, source = self._rumours.pop(node)
-            record = self.directory.get(node)
-            if record is None:
+    def _spread(self, now: float) -> None:
+        """Sends what is due, and what would soon be."""
+        told: dict[NodeId, list[NodeId]] = {}
+        for node, (at, sources) in list(self._rumours.items()):
+            if at > now + WAIT_S or now < self._spread_at.get(node, now - SPACING_S) + SPACING_S:
+                continue
+            del self._rumours[node]
+            if self.directory.get(node) is None:
                 continue
             self._spread_at[node] = now
             for peer in self._neighbours:
-                if peer not in (source, node):
-                    told.setdefault(peer, []).append(record)
-        for peer, records in told.items():
-            self._send_records(peer, records, now)
-        if told:
-            self._check.update(told)
+                if peer not in sources and peer != node:
+                    told.setdefault(peer, []).append(node)
+        self._spread_due = min((at for at, _ in self._rumours.values()), default=float("inf"))
+        pieces: dict[tuple[NodeId, ...], list[bytes]] = {}
+        for peer, nodes in told.items():
+            same = tuple(nodes)
+            if same not in pieces:
+                pieces[same] = self._pieces(nodes, now)
+            self._messages += [(peer, piece) for piece in pieces[same]]
+        doubtful = [peer for peer in told if peer not in self.reliable]
+        if doubtful:
+            self._check.update(doubtful)
             self._check_s = CHECK_S
             self._check_at = now + CHECK_S + self._jitter(CHECK_S / 2)
 
-    def _send_records(self, peer: NodeId, records: list[Record], now: float) -> None:
-        aged = [(record, self.directory.age(record.node, now)) for record in records]
-        for piece in packed(aged, MESSAGE_MAX - 1):
-            self._messages.append((peer, bytes((RECORDS,)) + piece))
+    def _send_records(self, peer: NodeId, nodes: Iterable[NodeId], now: float) -> None:
+        self._messages += [(peer, piece) for piece in self._pieces(nodes, now)]
+
+    def _pieces(self, nodes: Iterable[NodeId], now: float) -> list[bytes]:
+        """Messages with the records of these nodes."""
+        directory = self.directory
+        aged = [(directory.encoded(node), directory.age(node, now)) for node in nodes]
+        return [bytes((RECORDS,)) + piece for piece in packed(aged, MESSAGE_MAX - 1)]
 
     def _send_digest(self, peer: NodeId) -> None:
         self._messages.append((peer, bytes((DIGEST,)) + self.directory.digest()))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import enum
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from uservpn.errors import PeerFault
@@ -47,6 +48,9 @@ class EndpointKind(enum.IntEnum):
     FIXED = 1
     LOCAL = 2
     OBSERVED = 3
+
+
+_KINDS: Final = {int(kind): kind for kind in EndpointKind}
 
 
 class Known(NamedTuple):
@@ -91,6 +95,10 @@ class Record:
         """Where anybody can dial it."""
         return tuple(known.endpoint for known in self.endpoints if known.kind == EndpointKind.FIXED)
 
+    def has_fixed_endpoint(self) -> bool:
+        """Can anybody dial it?"""
+        return any(known.kind == EndpointKind.FIXED for known in self.endpoints)
+
     def encode(self) -> bytes:
         """The record as bytes, at most RECORD_SIZE_MAX of them; over-long texts are cut."""
         parts = [_HEAD.pack(self.node, self.boot, self.version, self.roles)]
@@ -133,8 +141,8 @@ def decode(data: bytes) -> Record:
         for _ in range(count):
             kind = data[at]
             text, at = _text(data, at + 1, 255)
-            if kind in set(EndpointKind):  # a later version's kind is none of ours
-                endpoints.append(Known(EndpointKind(kind), str(Endpoint.parse(text))))
+            if kind in _KINDS:  # a later version's kind is none of ours
+                endpoints.append(Known(_KINDS[kind], _canonical(text)))
         link_count = data[at]
         links_end = at + 1 + link_count * _LINK.size
         if links_end > len(data) or link_count > LINKS_MAX:
@@ -159,6 +167,24 @@ def decode(data: bytes) -> Record:
         links,
         data[links_end:],
     )
+
+
+def stamp_of(data: bytes) -> tuple[int, tuple[int, int]]:
+    """Node and stamp of a record, without a look at the rest.
+
+    Raises:
+        PeerFault: it is cut off.
+    """
+    if len(data) < _HEAD.size:
+        raise PeerFault("a record is cut off")
+    node, boot, version, _ = _HEAD.unpack_from(data)
+    return node, (boot, version)
+
+
+@lru_cache(maxsize=512)
+def _canonical(text: str) -> str:
+    """An endpoint in its one form; records bring the same ones again and again."""
+    return str(Endpoint.parse(text))
 
 
 def coarse(rtt_s: float) -> float:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Final
 
+from uservpn.mesh.directory import Directory
 from uservpn.mesh.records import Record, Role
 from uservpn.types import NodeId
 
@@ -29,8 +30,11 @@ UNKNOWN_S: Final = 0.1
 class Routes:
     """The map of one node, and what it knows to be broken on it."""
 
-    def __init__(self, me: NodeId) -> None:
+    def __init__(self, me: NodeId, directory: Directory | None = None) -> None:
+        """`directory`: the list to draw the map from, when somebody asks for a way; None: see `learn`."""
         self._me = me
+        self._directory = directory
+        self._generation = -1
         self._edges: dict[NodeId, dict[NodeId, float]] = {}
         self._prices: dict[NodeId, float] = {}
         self._avoided: dict[tuple[NodeId, NodeId], float] = {}
@@ -60,6 +64,7 @@ class Routes:
 
     def neighbours(self, node: NodeId, now: float) -> list[NodeId]:
         """Relays that are linked with `node`, by the map; the best first."""
+        self._refresh()
         found = [
             (self._flight(other, node, now, rtt_s) + self._prices[other], other)
             for other, rtt_s in self._edges.get(node, {}).items()
@@ -93,6 +98,13 @@ class Routes:
                 found.append(route)
                 used.update(route)
         return found
+
+    def _refresh(self) -> None:
+        """Draws the map anew if the list has changed since: most changes nobody asks a way after."""
+        directory = self._directory
+        if directory is not None and self._generation != directory.generation:
+            self._generation = directory.generation
+            self.learn(directory)
 
     def _flight(self, a: NodeId, b: NodeId, now: float, rtt_s: float | None = None) -> float:
         """One way, expected, seconds; infinite where the link is avoided."""

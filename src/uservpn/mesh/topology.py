@@ -25,9 +25,22 @@ NEARER_S: Final = 0.005
 FAR_S: Final = 100.0
 
 
-def kept_by_server(me: NodeId, servers: Collection[NodeId]) -> set[NodeId]:
-    """The servers that this one dials and keeps; `servers` may hold `me`."""
-    ring = sorted({*servers, me})
+def kept_by_server(
+    me: NodeId, servers: Collection[NodeId], failing: Collection[NodeId] = ()
+) -> set[NodeId]:
+    """The servers that this one dials and keeps; `servers` may hold `me`.
+
+    `failing`: those that cannot be reached now. They are still tried, and the ring is closed without
+    them, too.
+    """
+    kept = _dialled(me, sorted({*servers, me}))
+    if failing:
+        kept |= _dialled(me, sorted({*servers, me}.difference(failing)))
+    return kept
+
+
+def _dialled(me: NodeId, ring: Sequence[NodeId]) -> set[NodeId]:
+    """Whom of this ring `me` dials: one end of each link does."""
     if len(ring) <= FULL_MESH_MAX:
         return {server for server in ring if server > me}
     return {other for other in _fingers(me, ring) if me not in _fingers(other, ring) or me < other}
@@ -39,13 +52,15 @@ def kept_by_other(
     servers: Collection[NodeId],
     linked: Mapping[NodeId, float | None],
     kept: Collection[NodeId] = (),
+    failing: Collection[NodeId] = (),
 ) -> set[NodeId]:
     """The servers that a node which is none dials and keeps.
 
     `linked`: those that a link stands to, and their round trips where measured; `kept`: those that were
     kept so far. Configured servers are always wanted; what is missing to HOMES is made up from the others,
     linked ones first, of those the nearest, then from a place in the ring that is this node's own, so
-    that a crowd spreads. One takes the place of one that is kept only if it is much nearer.
+    that a crowd spreads, and last those that are `failing` to be reached. One takes the place of one that
+    is kept only if it is much nearer.
     """
     missing = HOMES - sum(1 for server in configured if server in linked)
     others = sorted(set(servers) - set(configured) - {me})
@@ -54,7 +69,7 @@ def kept_by_other(
 
     def distance(server: NodeId) -> float:
         if server not in linked:
-            return FAR_S + 1.0
+            return FAR_S + (2.0 if server in failing else 1.0)
         rtt_s = linked[server]
         if rtt_s is None:
             return FAR_S if server not in kept else 0.0

@@ -28,8 +28,9 @@ class Members:
         self._reach = reach
         self.directory = Directory(options.record or Record(options.node, options.boot), now)
         self.gossip = Gossip(self.directory, table.jitter, now)
-        self.routes = Routes(table.me)
-        self._map_generation = -1
+        self.routes = Routes(table.me, self.directory)
+        self._arranged_for: frozenset[NodeId] = frozenset()
+        """The servers that there were when the links were arranged."""
 
     # --- outside events --------------------------------------------------------------------------
 
@@ -51,6 +52,12 @@ class Members:
         peer.is_neighbour = False
         self.gossip.link_down(peer.id)
 
+    def link_lost(self, peer: Peer) -> None:
+        """One of its links is gone, another one stands."""
+        if peer.is_neighbour:
+            self.gossip.link_lost(peer.id)
+            self.pass_on()
+
     def hear(self, peer: Peer, link: LinkId, payload: bytes, now: float) -> bool:
         """A gossip message; True: it had news."""
         try:
@@ -66,7 +73,9 @@ class Members:
             record = self.directory.get(node)
             if record is not None:
                 self.learn(record)
-        if news:
+        if (
+            self.directory.servers != self._arranged_for
+        ):  # what else is in records makes nobody's links others
             self.arrange(now)
         return bool(news)
 
@@ -106,9 +115,7 @@ class Members:
     def arrange(self, now: float) -> None:
         """Decides anew whom to keep a link to, and dials who is missing."""
         table = self._table
-        if self._map_generation != self.directory.generation:
-            self._map_generation = self.directory.generation
-            self.routes.learn(self.directory)
+        self._arranged_for = frozenset(self.directory.servers)
         kept = self._kept()
         for peer in table.peers.values():
             was_kept = peer.contact.is_kept
@@ -123,14 +130,14 @@ class Members:
         """This node's record tells the links it keeps, with coarse round trips."""
         old = {edge.neighbour: edge.rtt_s for edge in self.directory.own.links}
         links = []
-        for node in sorted(self._table.peers):
+        for node in self.gossip.neighbours():
             contact = self._table.peers[node].contact
             state = contact.direct()
             if state is None or not state.dialled or not contact.is_kept or state.rtt_s is None:
                 continue
-            known = old.get(NodeId(node), 0.0)
+            known = old.get(node, 0.0)
             is_near = known / 1.5 <= state.rtt_s <= known * 1.5 or abs(state.rtt_s - known) < 0.005
-            links.append(Edge(NodeId(node), known if known and is_near else coarse(state.rtt_s)))
+            links.append(Edge(node, known if known and is_near else coarse(state.rtt_s)))
         self.describe(now, links=tuple(links))
 
     def pass_on(self) -> None:
@@ -141,6 +148,7 @@ class Members:
             state = peer.contact.direct() if peer is not None else None
             if peer is not None and state is not None:
                 table.touch(peer)
+                (self.gossip.reliable.discard if state.is_lossy else self.gossip.reliable.add)(node)
                 pad = table.padding() if payload[0] == DIGEST else b""
                 peer.outbox.append((state.link, Kind.GOSSIP, payload + pad, 0))
 
@@ -151,16 +159,27 @@ class Members:
         table = self._table
         if table.is_back:
             return set()
-        servers = [record.node for record in self.directory if record.fixed_endpoints()]
+        servers = self.directory.servers
         if self.directory.own.roles & Role.SERVER:
-            return topology.kept_by_server(table.me, servers) | set(table.servers)
-        linked = {
-            NodeId(node): state.rtt_s
-            for node, peer in table.peers.items()
-            if (state := peer.contact.direct()) is not None
-        }
-        kept = {peer.id for peer in table.peers.values() if peer.contact.is_kept}
-        return topology.kept_by_other(table.me, set(table.servers), servers, linked, kept)
+            failing = {server for server in servers if self._is_failing(server)}
+            return topology.kept_by_server(table.me, servers, failing) | set(table.servers)
+        linked: dict[NodeId, float | None] = {}
+        for node in self.gossip.neighbours():
+            peer = table.peers[node]
+            state = peer.contact.direct()
+            if state is not None:
+                linked[node] = state.rtt_s
+        kept = {node for node in servers if self._is_kept(node)}
+        failing = {node for node in servers if node not in linked and self._is_failing(node)}
+        return topology.kept_by_other(table.me, set(table.servers), servers, linked, kept, failing)
+
+    def _is_kept(self, node: NodeId) -> bool:
+        peer = self._table.peers.get(node)
+        return peer is not None and peer.contact.is_kept
+
+    def _is_failing(self, node: NodeId) -> bool:
+        peer = self._table.peers.get(node)
+        return peer is not None and peer.contact.is_failing
 
     def _forget(self, node: NodeId) -> None:
         """A node was dropped from the list: it is dialled no more."""

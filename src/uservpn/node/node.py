@@ -88,6 +88,8 @@ class Node:
         self._sender = Sender(self.table, self.relaying, self._sizing)
         self._dues: dict[int, float] = {}
         self._soonest: float | None = None
+        self._needing: dict[int, Peer] = {}
+        """Peers with streams or messages, by the last flush."""
         for peer in options.servers:
             self.table.peer(peer)
 
@@ -306,6 +308,8 @@ class Node:
             self.members.neighbour_down(peer)
             self._drop_ways(self.relaying.neighbour_lost(peer, now), now)
             self._arrange(now)
+        elif not entry.hops:
+            self.members.link_lost(peer)
         peer.mail.link_lost()
         if peer.is_needed() and peer.contact.direct() is None:
             self.relaying.seek(peer, now)
@@ -473,6 +477,10 @@ class Node:
                     self._dues.pop(node, None)
                 else:
                     self._dues[node] = due
+                if peer.contact.has_streams or peer.contact.has_mail:
+                    self._needing[node] = peer
+                else:
+                    self._needing.pop(node, None)
                 if peer.has_work():
                     busy[node] = peer
             table.touched = busy
@@ -528,7 +536,7 @@ class Node:
         self._seek_ways(now)
 
     def _seek_ways(self, now: float) -> None:
-        for peer in self.peers.values():
+        for peer in list(self._needing.values()):
             if peer.is_needed() and not peer.contact.links:
                 self.relaying.seek(peer, now)
 

@@ -215,9 +215,8 @@ class Laws:
 
 def _binding_s(member: Member) -> float:
     """How often a node speaks on its links to keep the bindings of a router."""
-    reach = member.node.reach
-    is_kept = reach.is_natted and reach.wants_reach
-    return reach.bindings.binding.interval_s if is_kept else member.seat.keepalive_s
+    bindings = member.node.reach.bindings
+    return bindings.binding.interval_s if bindings.is_kept else member.seat.keepalive_s
 
 
 def dead_exit_s(keepalive_s: float, grace_s: float) -> float:
