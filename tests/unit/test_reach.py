@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 
 import pytest
 
+from uservpn.errors import PeerFault
 from uservpn.kit.endpoint import Address
 from uservpn.mesh.records import EndpointKind, Role
 from uservpn.sim.geography import SITES
@@ -286,3 +288,56 @@ def test_who_needs_no_binding_sends_only_the_usual_keep_alives():
     net.run(3600)
     links = len(client.links)
     assert client.sent_count - sent <= 8 * links
+
+
+def test_after_a_long_silence_a_hole_is_still_made():
+    """The client's mapping is long gone, its datagram links closed: it asks where it is seen first."""
+    net = Net()
+    net.add(60, Role.EXIT | Role.RELAY, net.nat(NatKind.PORT_RESTRICTED))
+    client = net.add(50, Role.ENTRY, net.nat(NatKind.PORT_RESTRICTED, 101))
+    net.run(1500)
+    assert not any(s.is_lossy for p in client.node.peers.values() for s in p.contact.links)
+    flow = net.flow(50, 60)
+    net.run(3)
+    assert flow.is_done
+    again = net.flow(50, 60)
+    net.run(2)
+    assert again.is_done and net.direct(50, 60) == "udp"
+
+
+def test_a_machine_that_slept_or_moved_behind_another_nat_is_found_again():
+    """The exit is carried home: another address inside, another one outside."""
+    net = Net()
+    exit = net.add(60, Role.EXIT | Role.RELAY, net.nat(NatKind.PORT_RESTRICTED))
+    net.add(50, Role.ENTRY)
+    net.run(20)
+    net.world.network.move(exit.seat.host, "10.77.0.2", SITES[1], net.nat(NatKind.FULL_CONE, 177))
+    exit.node.moved([f"udp://10.77.0.2:{PORT}"], ["10.77.0.2/24"], net.now)
+    exit.wake()
+    net.run(5)
+    (seen,) = _observed(exit)
+    assert seen.startswith("udp://198.51.100.177:")
+    flow = net.flow(50, 60)
+    net.run(3)
+    assert flow.is_done and net.direct(50, 60) == "udp"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_addresses_that_make_no_sense_are_a_fault_and_nothing_grows(seed):
+    rng = random.Random(seed)
+    net = Net(2)
+    one = net.world.members[1].node
+    net.run(2)
+    peer = one.peers[2]
+    state = peer.contact.direct()
+    entry = one.links[state.link]
+    good = b"".join(bytes((rng.choice((1, 2, 3)), 20)) + b"udp://203.0.113.9:70" for _ in range(9))
+    for _ in range(400):
+        body = bytes((rng.randrange(8), rng.randrange(12))) + rng.choice((good, rng.randbytes(60)))
+        body = body[: rng.randrange(1, len(body))]
+        with contextlib.suppress(PeerFault):
+            one.reach.hear(peer, state.link, entry, body, net.now)
+    assert len(one.reach.bindings._quiets) <= 1 and len(one.reach._proposals) <= 1
+    assert len(one.reach.observed.newest()) <= 2
+    plans = peer.contact.take_plans()
+    assert len(plans) <= 12

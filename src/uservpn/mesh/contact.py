@@ -43,6 +43,8 @@ HURRY_S: Final = 0.3
 RETRY_S: Final = 1.0
 """A lossy link whose peer owes an answer is probed after so long, then after 3 and 7 times that (RFC 6298's
 start value and back-off): one lost datagram must not cost ANSWER_S, nor two of them the link."""
+CHECK_S: Final = 0.4
+"""A datagram link of ours that was just used is probed after so much silence (or 3 round trips)."""
 PUNCH_RETRY_S: Final = 0.1
 PUNCH_S: Final = 2.5
 """A link that opens a way through a NAT is probed after 0.1 s, then ever less often, for so long."""
@@ -329,9 +331,8 @@ class Contact:
         """Streams moved on this link: silence from now on is probed early, then ever less often."""
         self._used_at = now
         if state.is_lossy and state.dialled:
-            state.check_s = (
-                RETRY_S  # no connection breaks when its peer is killed: it has to be asked
-            )
+            # no connection breaks when its peer is killed, or a NAT on the way forgets us: ask
+            state.check_s = max(CHECK_S, 3 * state.rtt_s) if state.rtt_s else CHECK_S
         else:
             state.check_s = max(ANSWER_S, self._grace_s / 2)
 
