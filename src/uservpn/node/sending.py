@@ -15,6 +15,7 @@ from uservpn.tunnel.path import Path
 from uservpn.tunnel.tunnel import ALL_LANES, BULK_ONLY, FIRST_ONLY, PROBE_ONLY, REPORT_ONLY
 from uservpn.types import LinkId
 from uservpn.wire.constants import HEADER_SIZE, STAMP_MASK, TAG_SIZE, Kind
+from uservpn.wire.session import TIME_SIZE
 
 OVERRUN_MAX: Final = 1 << 20
 """Bytes queued on a full link beyond which even answers and reports wait: its peer does not read."""
@@ -209,6 +210,8 @@ class Sender:
         if carrier is None or path is None or free <= -OVERRUN_MAX:
             return None
         size_max = entry.size_max
+        if peer.session.peer_boot:  # bound to it: no time in front of the payload
+            size_max += TIME_SIZE
         if free < CUT_BELOW and not entry.is_lossy:
             # a slow link: no message is longer than what it takes now
             size_max = min(size_max, max(CUT_MIN, free))
