@@ -19,8 +19,8 @@ SEND_CALLS_MAX = 27
 RECEIVE_CALLS_MAX = 44
 """Open the header, decrypt, parse, deliver, give credit: per chunk."""
 
-DATAGRAM_SEND_CALLS_MAX = 12
-DATAGRAM_RECEIVE_CALLS_MAX = 27
+DATAGRAM_SEND_CALLS_MAX = 11
+DATAGRAM_RECEIVE_CALLS_MAX = 12
 """As above, for one datagram; the header is opened by the link (tests/unit/test_udp_link.py)."""
 
 

@@ -389,43 +389,40 @@ class Node:
 
         That is whose link it is, that it was heard, and how long its stamps were under way.
         """
-        entry: LinkEntry | None = None
-        peer: Peer | None = None
-        run: list[bytes] = []
-        me = self.options.node
-        for header, body in messages:
-            if (
-                peer is not None
-                and entry is not None
-                and header.origin == peer.id
-                and header.boot == peer.session.peer_boot
-                and header.kind <= Kind.SINK
-                and header.destination == me
-                and header.flags & FLAG_BOUND
-                and not header.hop1
-            ):
-                payload = peer.session.open_bound(header, body)
-                if payload is None:
-                    self._admission.open(peer, link, header, body, now)
-                elif header.kind == Kind.DATA:
-                    run.append(payload)
-                else:
-                    if run:
-                        self._act_run(peer, link, run, entry.is_lossy, now)
-                        run = []
-                    self._act_tunnel(peer, link, header.kind, payload, entry.is_lossy, now)
-                continue
-            if run and peer is not None and entry is not None:
-                self._act_run(peer, link, run, entry.is_lossy, now)
-                run = []
+        index, count = 0, len(messages)
+        while index < count:
+            header, body = messages[index]
             self.receive(link, header, body, now)
+            index += 1
             entry = self.links.get(link)
-            was_heard = (
-                entry is not None and entry.state is not None and entry.state.heard_at == now
-            )
-            peer = entry.peer if entry is not None and was_heard else None
-        if run and peer is not None and entry is not None:
-            self._act_run(peer, link, run, entry.is_lossy, now)
+            if index == count or entry is None or entry.peer is None or entry.state is None:
+                continue
+            if entry.state.heard_at == now:
+                index = self._receive_run(entry.peer, link, entry.is_lossy, messages, index, now)
+
+    def _receive_run(
+        self,
+        peer: Peer,
+        link: LinkId,
+        is_lossy: bool,
+        messages: Sequence[tuple[Header, Buffer]],
+        index: int,
+        now: float,
+    ) -> int:
+        """Tunnel messages of a peer that was just heard; returns where they end."""
+        index, opened = peer.session.open_run(messages, index)
+        run: list[bytes] = []
+        for kind, payload in opened:
+            if kind == Kind.DATA:
+                run.append(payload)
+                continue
+            if run:
+                self._act_run(peer, link, run, is_lossy, now)
+                run = []
+            self._act_tunnel(peer, link, kind, payload, is_lossy, now)
+        if run:
+            self._act_run(peer, link, run, is_lossy, now)
+        return index
 
     # --- time ------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ carries its full wall-clock time inside the sealed payload instead; the caller j
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 from cryptography.exceptions import InvalidTag
@@ -23,6 +23,7 @@ from uservpn.wire.constants import (
     NUMBER_MAX,
     NUMBERS_KEPT,
     TAG_SIZE,
+    Kind,
 )
 from uservpn.wire.header import FIELDS, NO_STAMP, Header, HeaderCodec
 from uservpn.wire.keys import Cipher, Ring
@@ -168,6 +169,44 @@ class Session:
             self._adopt(boot)
         self._window.admit(number)
         return payload
+
+    def open_run(
+        self, messages: Sequence[tuple[Header, Buffer]], start: int
+    ) -> tuple[int, list[tuple[int, bytes]]]:
+        """As `open_bound` for (kind, payload) of DATA and SINK from `start` on, at less cost for each.
+
+        Ends, and says where, before the first that is of another kind or boot, relayed, under another key,
+        seen before or does not open: that one is the caller's.
+        """
+        opened: list[tuple[int, bytes]] = []
+        header = messages[start][0]
+        slot, chacha, boot = header.slot, header.flags & FLAG_CHACHA, self.peer_boot
+        aead = self._aeads_in.get((slot, boot, chacha))
+        if aead is None:
+            return start, opened
+        decrypt, mine, window = aead.decrypt, self._my_boot_bytes, self._window
+        ends, wanted = (self.peer, self._me), FLAG_BOUND | chacha
+        index = start
+        for header, body in messages[start:]:
+            kind, flags, origin, destination, _, of, number, hop1, _, _, _, _, known, key = header
+            if (
+                of != boot
+                or kind > Kind.SINK
+                or (origin, destination) != ends
+                or flags != wanted
+                or hop1
+                or key != slot
+                or not window.is_new(number)
+            ):
+                break
+            try:
+                payload = decrypt(number.to_bytes(12, "big"), body, known + mine)
+            except InvalidTag:
+                break
+            window.admit(number)
+            opened.append((kind, payload))
+            index += 1
+        return index, opened
 
     def open_first(self, header: Header, body: Buffer) -> FirstContact | None:
         """Opens a message that is not bound to our boot; changes nothing (see `accept_first`)."""
