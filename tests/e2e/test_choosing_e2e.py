@@ -1,0 +1,162 @@
+"""Choosing exits with real processes on loopback: direct targets, wishes, pins, what is shown."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import socket
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from mesh import (
+    BLOCK,
+    USERVPN,
+    Mesh,
+    NodeProcess,
+    Site,
+    client_text,
+    curl,
+    free_port,
+    server_text,
+    wait_until,
+)
+
+
+@pytest.fixture(scope="module")
+def site():
+    with Site() as found:
+        yield found
+        found.shutdown()
+
+
+def uservpn(node: NodeProcess, *words: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [*USERVPN, *words, "-c", str(node.config)],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+        env=node.env,
+    )
+
+
+def restart(mesh: Mesh, text: str, wrap: tuple[str, ...] = ()) -> None:
+    """The client anew, with this configuration and the memory that it had."""
+    mesh.client.stop()
+    mesh.client = NodeProcess(mesh.folder / "7", text, wrap)
+    wait_until(mesh.client.is_linked)
+
+
+def test_a_direct_target_is_dialled_here_and_resolved_at_the_exit(site):
+    """R42: the client makes no resolver call, opens no resolver file, and sends nothing to port 53."""
+    strace = shutil.which("strace")
+    assert strace, "strace is needed for this test: install it"
+    with Mesh() as mesh:
+        text = mesh.client.config.read_text()
+        text += '[chooser]\nrules = [{ exact = "localhost", exit = "direct" }]\n'
+        trace = mesh.folder / "trace"
+        restart(mesh, text, (strace, "-f", "-e", "trace=network,openat", "-o", str(trace)))
+        before = mesh.server.status()["exit"]["connected"]
+        url = f"http://localhost:{site.port}/1000"
+        for words in ((url,), ("--socks5-hostname", f"127.0.0.1:{mesh.entry}", url)):
+            assert mesh.curl(*words).stdout == BLOCK[:1000]
+        through = subprocess.run(
+            ["curl", "-sS", "-m", "20", "-x", f"http://127.0.0.1:{mesh.entry}", url],
+            capture_output=True, timeout=25, check=True,
+        )  # fmt: skip
+        assert through.stdout == BLOCK[:1000]
+        assert mesh.curl(f"http://127.0.0.1:{site.port}/10").stdout == BLOCK[:10]
+        status = mesh.server.status()["exit"]
+        assert status["connected"] == before + 1  # only the last one left there
+        assert status["tests"]["answered"] >= 1  # it was asked for the address
+        assert "this node connects itself" in uservpn(mesh.client, "explain", "localhost").stdout
+        assert mesh.client.stop() == 0
+        seen = trace.read_text()
+    assert f"sin_port=htons({site.port})" in seen  # it dialled
+    assert not re.search(r"htons\(53\)|resolv\.conf|/etc/hosts|nsswitch", seen)
+
+
+def test_a_direct_target_that_refuses_is_told_as_what_it_is(site):
+    with Mesh() as mesh:
+        text = mesh.client.config.read_text()
+        restart(mesh, text + '[chooser]\nrules = [{ cidr = "127.0.0.2/32", exit = "direct" }]\n')
+        done = mesh.curl("-v", f"http://127.0.0.2:{free_port()}/")
+        assert done.returncode == 97 and b"(5)" in done.stderr, done.stderr
+
+
+@pytest.fixture(scope="module")
+def three(site):
+    """Exits 1, 2, 3 in three countries, and a client."""
+    folder = Path(tempfile.mkdtemp(prefix="uv"))
+    ports = {node: free_port() for node in (1, 2, 3)}
+    nodes = []
+    for node, (name, country) in {1: ("fra", "DE"), 2: ("nyc", "US"), 3: ("tyo", "JP")}.items():
+        text = server_text(folder / str(node), ports[node])
+        named = f'name = "{name}"\ncountry = "{country}"'
+        nodes.append(NodeProcess(folder / str(node), text.replace('name = "fra"', named)))
+    entry = free_port()
+    client = NodeProcess(folder / "7", client_text(folder / "7", entry, ports))
+    client.entry = entry
+    try:
+        wait_until(lambda: {n["country"] for n in client.status()["nodes"]} == {"DE", "US", "JP"})
+        wait_until(lambda: {n["state"] for n in client.status()["nodes"]} == {"up"})
+        yield client
+    finally:
+        client.stop()
+        logs = [node.log.read_text() for node in (client, *nodes)]
+        for node in nodes:
+            node.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+    assert not any("Traceback" in log for log in logs)
+
+
+@pytest.mark.parametrize(
+    ("user", "exit"),
+    [("exit%3D3:x", 3), ("exit%3Dnyc:x", 2), ("country%3Dde:x", 1), ("ann,country%3Djp:x", 3)],
+)
+def test_a_program_chooses_by_number_name_and_country(three, site, user, exit):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        words = ["curl", "-sS", "-m", "20", f"http://127.0.0.1:{port}/"]
+        proxy = ["-x", f"socks5h://{user}@127.0.0.1:{three.entry}"]
+        with subprocess.Popen([*words, *proxy], stdout=subprocess.PIPE) as program:
+            peer, _ = listener.accept()
+            rows = [r for r in three.status()["connections"] if r["target"].endswith(f":{port}")]
+            assert [row["exit"] for row in rows] == [exit]
+            assert f"127.0.0.1:{port}" in uservpn(three, "connections").stdout
+            peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+            assert program.communicate(timeout=20)[0] == b"ok"
+            peer.close()
+
+
+def test_a_wrong_wish_is_refused_and_http_says_why(three, site):
+    url = f"http://127.0.0.1:{site.port}/10"
+    assert curl(three.entry, url, user="exot%3D3:x").returncode == 97
+    done = subprocess.run(
+        ["curl", "-sS", "-i", "-m", "20", "-x", f"http://exot%3D3:x@127.0.0.1:{three.entry}", url],
+        capture_output=True, timeout=25, check=True,
+    )  # fmt: skip
+    assert b" 403 " in done.stdout and b"'exot'" in done.stdout
+
+
+def test_pins_hold_and_forgetting_ends_them(three, site):
+    url = f"http://127.0.0.1:{site.port}/10"
+    assert uservpn(three, "sites", "pin", "127.0.0.1", "tyo").returncode == 0
+    assert curl(three.entry, url).stdout == BLOCK[:10]
+    shown = uservpn(three, "explain", f"127.0.0.1:{site.port}").stdout
+    assert "leaves at: exit 3" in shown and "because: pinned" in shown
+    assert "pinned" in uservpn(three, "sites").stdout
+    assert uservpn(three, "sites", "forget", "127.0.0.1").returncode == 0
+    assert uservpn(three, "sites", "forget", "127.0.0.1").returncode == 1
+    assert uservpn(three, "sites", "pin", "127.0.0.1", "nowhere").returncode == 1
+
+
+def test_a_browser_finds_the_proxys_configuration(three):
+    done = subprocess.run(
+        ["curl", "-sS", "-m", "20", f"http://127.0.0.1:{three.entry}/proxy.pac"],
+        capture_output=True, timeout=25, check=True,
+    )  # fmt: skip
+    assert f"SOCKS5 127.0.0.1:{three.entry};".encode() in done.stdout
