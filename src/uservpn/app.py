@@ -350,6 +350,8 @@ class Service:
                 }
                 for stream in list(tunnel.streams.values())[:STATUS_CONNECTIONS_MAX]
             ]
+        if self.entry is not None:
+            connections += self.entry.direct_rows(node.options.node)
         for link in self.driver.links.values():
             entry = node.links.get(link.id)
             peer_id = entry.peer.id if entry and entry.peer else None
@@ -591,6 +593,7 @@ async def _keep_nodes(service: Service, state_dir: Path) -> None:
     while True:
         await service.driver.nodes_changed.wait()
         service.driver.nodes_changed.clear()
+        service.chooser.mesh_changed()
         save_nodes(state_dir, service.node.directory, monotonic())
         await asyncio.sleep(SAVE_EVERY_S)
 

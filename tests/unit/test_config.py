@@ -370,7 +370,7 @@ WRONG = [
         "[entry]\nlisten = '127.0.0.1:1'\nusers = { 'a:b' = 'x' }",
         8,
         "entry.users",
-        ["'a:b'", "without ':'"],
+        ["'a:b'", "without any of :"],
     ),
     ("exit.enabled is a text", "[exit]\nenabled = 'yes'", 7, "exit.enabled", ["true or false"]),
     ("allow is no network", "[exit]\nallow = ['lan']", 7, "exit.allow[0]", ["'lan'", "10.0.0.0/8"]),

@@ -60,6 +60,7 @@ NODE_PLUGINS: Final = "uservpn.plugins"
 KEY_FILE_SIZE_MAX: Final = 4096
 CREDENTIAL_SIZE_MAX: Final = 255
 """RFC 1929 gives one byte to the length of a user name and of a password."""
+NOT_IN_NAMES: Final = frozenset(":,+=")
 GRACE_RANGE_S: Final = (1.0, 86_400.0)
 SESSION_IDLE_RANGE_S: Final = (60.0, 365 * 86_400.0)
 
@@ -376,8 +377,8 @@ class Reader:
     def _check_users(self, users: Mapping[str, str]) -> None:
         for name, password in users.items():
             at: KeyPath = ("entry", "users", name)
-            if not _fits(name) or ":" in name:
-                allowed = "names of 1 to 255 bytes without ':'"
+            if not _fits(name) or not NOT_IN_NAMES.isdisjoint(name):
+                allowed = "names of 1 to 255 bytes without any of : , + ="  # options follow them
                 self._problems.add(("entry", "users"), f"the name {name!r}", allowed)
             if not _fits(password):
                 found = f"a password of {len(password.encode())} bytes"

@@ -165,6 +165,21 @@ class Entry:
             "refused": self.refused_count,
         }
 
+    def direct_rows(self, node: NodeId) -> list[dict[str, Any]]:
+        """Connections that leave from this node itself, for the status document."""
+        return [
+            {
+                "id": "direct",
+                "target": connection.target,
+                "exit": node,
+                "client": node,
+                "bytes_out": connection.stream.sent_size,
+                "bytes_in": connection.stream.recv_offset,
+            }
+            for connection in self.connections
+            if connection.is_direct and connection.stream is not None
+        ]
+
     # --- its connections -------------------------------------------------------------------------
 
     def add(self, connection: EntryConnection) -> bool:
@@ -241,6 +256,11 @@ class EntryConnection(Pump):
     def target(self) -> str:
         """host:port, for status; "" while there is none."""
         return f"{self._request.host}:{self._request.port}" if self._request else ""
+
+    @property
+    def is_direct(self) -> bool:
+        """Does it leave from this node itself?"""
+        return self._choice is not None and self._choice.is_direct
 
     @property
     def entry(self) -> Entry:
