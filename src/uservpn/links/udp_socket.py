@@ -406,6 +406,7 @@ class UdpSocket:
     def _open(self, data: memoryview, segment: int, messages: Messages) -> None:
         """Appends the genuine messages in what one read has brought."""
         open_header = self.codec.open
+        append = messages.append
         total = len(data)
         if segment <= 0:
             segment = total or 1
@@ -417,7 +418,7 @@ class UdpSocket:
             if end - start >= MESSAGE_MIN:
                 header = open_header(data[start:body])
                 if header is not None and header.length == end - body:
-                    messages.append((header, data[body:end]))
+                    append((header, data[body:end]))
                     continue
             self.counters.foreign += 1
 
