@@ -155,3 +155,37 @@ def test_that_nobody_is_there_is_believed_only_of_places_that_are_the_peers_for_
     assert not contact.believes_refusal(punched)
     contact.proved(punched, 1.1)
     assert not contact.believes_refusal(punched)
+
+
+@pytest.mark.parametrize(("place", "is_asked"), [("192.0.2.7:1", False), ("198.51.100.7:1", True)])
+def test_a_proved_link_from_another_place_puts_connections_from_the_old_one_in_doubt(
+    place, is_asked
+):
+    """Behind a router with a new address a connection is dead, and neither end is told."""
+    contact = Contact((), keepalive_s=600.0, grace_s=60.0, jitter=lambda span: 0.0)
+    old = contact.link_up(1, "tcp", "tcp://192.0.2.7:4000", False, 0.0)
+    new = contact.link_up(2, "udp", f"udp://{place}", False, 10.0, is_lossy=True)
+    contact.take_plans()
+    contact.proved(new, 10.1)
+    assert contact.take_plans() == [Probe(1, False)] * is_asked
+    assert old.probed == is_asked and contact.best() is new
+
+
+def test_what_is_on_a_silent_connection_goes_over_the_link_that_carries():
+    """Messages on a connection are not resent while it stands; a silent one must not hold them back."""
+    world, client, server = pair()
+    stream = client.node.open(1, "site.test", 80, None, world.now)
+    client.send(stream, b"request")
+    world.settle(client)
+    world.run(1)
+    ours, theirs = sorted(world.links)
+    world.payload_max = 1400
+    world.connect(client, 1, "sim://192.0.2.1:2", "other")
+    world.run(1)
+    back = server.offered[0][0]
+    server.node.peers[7].contact.heard(server.node.links[theirs].state, world.now)
+    world.dead |= {ours, theirs}
+    server.send(back, b"answer", finish=True)
+    world.settle(server)
+    world.run(ANSWER_S + 1)
+    assert bytes(client.received[stream.id]) == b"answer"

@@ -149,6 +149,8 @@ class World:
         self.black_hole = False
         self.shut: set[frozenset[int]] = set()
         """Pairs between which all is lost, though links stand."""
+        self.dead: set[int] = set()
+        """Links on which all is lost, in this direction."""
         self.payload_max: int | None = None
         """Links are datagram links from now on, and lose larger sealed payloads without a word."""
         self.narrow: dict[frozenset[int], int] = {}
@@ -255,7 +257,7 @@ class World:
             return
         pair = self.links.get(link)
         ends = (pair[0].id, pair[1].id) if pair else (0, 0)
-        if self.shut and frozenset(ends) in self.shut:
+        if link in self.dead or (self.shut and frozenset(ends) in self.shut):
             return
         delay = self.delays.get(ends, self.delay)
         copies = 2 if self.rng.random() < self.dup else 1

@@ -57,14 +57,14 @@ def preferred(
     `own`: this node's endpoints, which are never dialled. `observed`: the hosts that others see this
     node come from; a peer seen at the same one is likely to be behind the same router.
     """
-    seen = {_host(k.endpoint) for k in known if k.kind == EndpointKind.OBSERVED}
+    seen = {host_of(k.endpoint) for k in known if k.kind == EndpointKind.OBSERVED}
     is_neighbour = not seen.isdisjoint(observed)
     places: list[tuple[int, Known]] = []
     for place in known:
         if place.endpoint in own and place.kind != EndpointKind.FIXED:
             continue
         if place.kind == EndpointKind.LOCAL:
-            host = _host(place.endpoint)
+            host = host_of(place.endpoint)
             if networks.holds(host):
                 places.append((0, place))
             elif is_neighbour or not _is_private(host):
@@ -74,7 +74,7 @@ def preferred(
     return [place for _, place in sorted(places, key=lambda ranked: ranked[0])]
 
 
-def _host(endpoint: str) -> str:
+def host_of(endpoint: str) -> str:
     """The address in it; what is no endpoint (a plug-in's own form) stands for itself."""
     try:
         return Endpoint.parse(endpoint).host
@@ -122,7 +122,7 @@ class Dials:
                 places[place.endpoint] = old
             elif place.endpoint not in places:
                 protocol = place.endpoint.partition("://")[0]
-                places[place.endpoint] = _Place(place, protocol, _host(place.endpoint))
+                places[place.endpoint] = _Place(place, protocol, host_of(place.endpoint))
         self._places = places
         self._queue = [(at, endpoint) for at, endpoint in self._queue if endpoint in places]
 

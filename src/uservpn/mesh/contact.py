@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
-from uservpn.mesh.addresses import Dials
+from uservpn.mesh.addresses import Dials, host_of
 from uservpn.mesh.records import EndpointKind, Known
 from uservpn.types import LinkId
 
@@ -302,8 +302,8 @@ class Contact:
             self.unproved.remove(state)
             self.links.append(state)
             self._used_at = now
-            for other in self._direct_of(state.protocol):
-                if other is not state and not other.dialled:
+            for other in self.links:
+                if other is not state and self._may_replace(state, other):
                     self._ask(other, now)
         state.is_unproved = state.is_tentative = False
         state.up_at = now - SHORT_LIFE_S
@@ -542,6 +542,14 @@ class Contact:
             for state in direct:
                 if not state.probed:
                     self._ask(state, now)
+
+    def _may_replace(self, state: LinkState, other: LinkState) -> bool:
+        """Is `other` a link that the peer opened from a place it may have left for that of `state`?"""
+        if other.dialled or other.relayed:
+            return False
+        return other.protocol == state.protocol or host_of(other.endpoint) != host_of(
+            state.endpoint
+        )
 
     def _answered(self, state: LinkState) -> None:
         """The first answer on a link that was dialled: others of its protocol are not needed."""

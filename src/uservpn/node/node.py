@@ -559,6 +559,7 @@ class Node:
                     peer.outbox.append((link, Kind.KEEPALIVE, table.padding(), 0))
                 case Probe(link, False):
                     table.probe(peer, link, now)
+                    self._note_silence(peer, link, now)
                     if peer.is_needed() and peer.contact.is_silent():
                         self.relaying.seek(peer, now)
                 case GiveUp(link) if link < 0:
@@ -568,6 +569,14 @@ class Node:
                 case Dead(reason):
                     text = f"node {peer.id} is dead ({reason}); {peer.contact.last_failure}"
                     self._end_streams(peer, text)
+
+    def _note_silence(self, peer: Peer, link: LinkId, now: float) -> None:
+        """A link is probed: if it is silent and another one carries, what is on it is asked for there."""
+        entry = self.links.get(link)
+        if entry is None or entry.state is None or entry.path is None:
+            return
+        if entry.state.probed and not peer.contact.is_silent():
+            peer.tunnel.path_left(entry.path, now)
 
     def _end_streams(self, peer: Peer, text: str) -> None:
         """Every stream to the peer ends; a fresh tunnel takes over, under the same boots.
@@ -728,11 +737,6 @@ class Node:
         was_unproved = state.is_unproved
         has_moved = was_unproved and peer.contact.replaces(state)
         peer.contact.proved(state, now)
-        if has_moved:  # what was on its way to the old place is lost
-            for other in peer.contact.links:
-                path = self.links[other.link].path
-                if other.is_lossy and not other.dialled and other is not state and path:
-                    peer.tunnel.path_left(path, now)
         if was_unproved:
             path = self.links[state.link].path
             assert path is not None
