@@ -44,7 +44,7 @@ fuzz: setup  ## The fuzz tests, ROUNDS times as long as in `make test`
 	    tests/unit/test_tcp_link.py tests/unit/test_udp_link.py tests/unit/test_patterns.py tests/unit/test_lists.py tests/unit/test_rules.py $(ARGS)
 
 kill-points: setup  ## The chooser's memory after 10,000 kills: it opens each time
-	USERVPN_KILL_POINTS=10000 $(BIN)/python -m pytest -q tests/unit/test_state_file.py -k kill
+	USERVPN_KILL_POINTS=10000 $(BIN)/python -m pytest -q -o timeout=1800 tests/unit/test_state_file.py -k kill
 
 sim-chooser: setup  ## Thirty days of choosing exits in simulated time, beside other policies
 	$(BIN)/python -m benchmarks.choosing $(ARGS)
