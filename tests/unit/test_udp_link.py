@@ -707,3 +707,23 @@ def test_each_node_has_sockets_of_its_own():
     assert isinstance(PLUGIN, PluginFactory)
     one, two = PLUGIN.for_node(), PLUGIN.for_node()
     assert isinstance(one, NodePlugin) and one is not two and udp.PLUGIN.scheme == "udp"
+
+
+def test_without_privileges_the_kernel_gives_what_it_allows_and_that_is_told(monkeypatch, caplog):
+    monkeypatch.setattr(gso, "SO_RCVBUFFORCE", 9999)  # refused, as to all but root
+    monkeypatch.setattr(gso, "SO_SNDBUFFORCE", 9999)
+    monkeypatch.setattr(gso, "BUFFER_WANTED", 1 << 30)  # more than any system allows
+    caplog.set_level("INFO")
+
+    async def work() -> None:
+        async with Bench() as bench:
+            row = bench.server.describe()[0]
+            sock = bench.sock._sock
+            assert (
+                row["receive_buffer"] == sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2
+            )
+            assert row["send_buffer"] == sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // 2
+            assert 4096 < row["receive_buffer"] < 1 << 30
+            assert f"gave {row['receive_buffer'] >> 10} KiB to receive" in caplog.text
+
+    asyncio.run(work())
