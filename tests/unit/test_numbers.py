@@ -216,6 +216,42 @@ def test_after_a_power_failure_the_restarted_node_waits_a_second(known):
     assert not any("duplicate" in text for member in (server, again) for text in member.news)
 
 
+def test_a_restart_is_heard_though_ways_over_relays_are_sought_meanwhile():
+    """Streams wait, so each way that is dropped is replaced by another: none of them is the known node's."""
+    world = World()
+    for node in (1, 2, 3):
+        _server(world, node)
+    here = Known(EndpointKind.FIXED, "sim://10.0.0.7:1")
+    record = Record(7, 2000, 0, Role.SERVER | Role.EXIT, endpoints=(here,))
+    first = _twin(world, HOME, 2000, "sim://first", record, instance=b"the same")
+    client = world.add(50, HOME)
+    world.run(20)
+    stream = client.node.open(7, "site.test", 80, None, world.now)
+    client.send(stream, b"x")
+    world.settle(client)
+    world.run(2)
+    first.is_up = False  # the power fails: nobody closes anything
+    world.unreachable.add(7)
+    for link, (member, other) in list(world.links.items()):
+        if member is client and other is first:
+            world.cut(link)
+    world.run(5)
+    ways = client.node.peers[7].contact.links
+    assert ways and all(way.relayed and way.heard_at == way.up_at for way in ways)
+    world.unreachable.clear()
+    record = Record(7, 2100, 0, Role.SERVER | Role.EXIT, endpoints=(here,))
+    again = _twin(world, HOME, 2100, "sim://first", record, instance=b"the same")
+    client.node.wake(world.now)
+    world.settle(client)
+    world.run(1)
+    assert client.node.peers[7].session.peer_boot == 2100
+    second = client.node.open(7, "site.test", 80, None, world.now)
+    client.send(second, b"hello")
+    world.settle(client)
+    world.run(1)
+    assert bytes(again.received[second.id]) == b"hello"
+
+
 def test_a_rival_that_goes_again_costs_the_first_nothing():
     """The known node answers late, after patience has ended: nobody waits for its place any more."""
     world = World()

@@ -29,7 +29,7 @@ from uservpn.mesh.contact import LinkState
 from uservpn.node.admission import CHALLENGE_SIZE
 from uservpn.node.members import Members
 from uservpn.node.options import CloseWanted
-from uservpn.node.table import LinkEntry, Peer, Rival, Table
+from uservpn.node.table import Peer, Rival, Table
 from uservpn.types import Buffer, LinkId
 from uservpn.wire.constants import FLAG_BOUND, Kind
 from uservpn.wire.header import Header
@@ -66,7 +66,7 @@ class Numbers:
     def judge(self, peer: Peer, link: LinkId, header: Header, body: Buffer, now: float) -> bool:
         """A message whose boot is not the known one; False: it is to be treated like any other."""
         entry = self._table.links.get(link)
-        if entry is None or (entry.peer is peer and _is_heard(entry)):
+        if entry is None or (entry.peer is peer and (not entry.state or _is_heard(entry.state))):
             return False  # over the known node's own link: it was restarted
         rival = peer.rival
         if rival is not None and rival.link not in self._table.links:
@@ -264,11 +264,11 @@ class Numbers:
         return self._table.is_recent(sent_ms / 1000, now)
 
 
-def _is_heard(entry: LinkEntry) -> bool:
-    """Has anything come over this link? One that we dialled is nobody's before."""
-    return entry.state is None or entry.state.heard_at > entry.state.up_at
+def _is_heard(state: LinkState) -> bool:
+    """Has anything come over this link? One of ours, or a way over relays, is nobody's before."""
+    return state.heard_at > state.up_at
 
 
 def _others(peer: Peer, link: LinkId) -> list[LinkState]:
     """The links of the known node: all but the rival's, which may have been dialled in its place."""
-    return [state for state in peer.contact.links if state.link != link]
+    return [state for state in peer.contact.links if state.link != link and _is_heard(state)]

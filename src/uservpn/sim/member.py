@@ -118,6 +118,7 @@ class Member:
             seat.record(self.boot),
             keepalive_s=seat.keepalive_s,
             grace_s=seat.grace_s,
+            instance=seat.node.to_bytes(8, "big"),
         )
         self.codec = HeaderCodec(ring)
         self.node = WatchedNode(
