@@ -45,7 +45,7 @@ from uservpn.node.table import OVERHEAD, UNPROVEN_S, LinkEntry, Peer, Table
 from uservpn.tunnel.stream import Stream, StreamOwner
 from uservpn.tunnel.tunnel import Tunnel
 from uservpn.types import Buffer, LinkId, NodeId
-from uservpn.wire.constants import FLAG_BOUND, Kind
+from uservpn.wire.constants import CLAIMED_KINDS, FLAG_BOUND, Kind
 from uservpn.wire.header import Header, HeaderCodec
 from uservpn.wire.keys import Ring
 
@@ -668,7 +668,8 @@ class Node:
 
     def _act(self, peer: Peer, link: LinkId, header: Header, payload: bytes, now: float) -> None:
         """A message that is genuine, fresh and for us."""
-        peer.is_greeted = True
+        if header.kind not in CLAIMED_KINDS:
+            peer.is_greeted = True
         entry = self.links.get(link)
         if entry is None:
             return

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 _ORIGIN, _DESTINATION, _HOP1, _HOP2 = 1, 2, 21, 22  # places among the header's fields
 _PASSED_MAX: Final = 200_000
-FORGOTTEN_SMALL: Final = 24
+FORGOTTEN_SMALL: Final = 6
 """In worlds of up to so many nodes the search for forgotten peers is made after every step."""
-FORGOTTEN_EVERY: Final = 97
+FORGOTTEN_EVERY: Final = 7
 QUIET_S: Final = 200.0
 """So long after the last change, all that follows from it (digests, for up to 191 s) has been said."""
 MINUTE_S: Final = 60.0

@@ -70,6 +70,11 @@ class Kind(enum.IntEnum):
     JOINED = 19
 
 
+CLAIMED_KINDS: Final = frozenset(
+    {Kind.NOTICE, Kind.CHALLENGE, Kind.UNREACHABLE, Kind.DUPLICATE, Kind.OUTDATED}
+)
+"""Answers to a boot that a header only claims: their origin need not take that boot for the right one."""
+
 # --- implementation -------------------------------------------------------------------------------
 
 WINDOW_START: Final = 64
