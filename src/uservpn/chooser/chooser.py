@@ -212,6 +212,9 @@ class Chooser:
 
     def _fits(self, case: Case, exit: NodeId) -> bool:
         """May this exit carry the case? It is asked once."""
+        if case.target.action is Action.AUTO and not case.target.avoid:
+            case.taken.add(exit)
+            return True
         candidates = [state.candidate for state in self.mesh.exits()]
         known = {candidate.node for candidate in candidates}
         fitting = {node for tier in case.target.tiers(candidates, case.key.site) for node in tier}
@@ -293,9 +296,16 @@ class Chooser:
     def pool(self, case: Case, now: float) -> list[ExitState]:
         """The exits that come into question now: the first tier in which one is not gone."""
         states = {state.node: state for state in self.mesh.exits()}
+        linked_count = sum(state.is_linked for state in states.values())
         tiers = case.target.tiers([s.candidate for s in states.values()], case.key.site)
         for tier in tiers:
-            there = [states[node] for node in tier if not self.liveness.is_gone(node, now)]
+            there = [
+                states[node]
+                for node in tier
+                if not self.liveness.is_gone(
+                    node, now, linked_count > (1 if states[node].is_linked else 0)
+                )
+            ]
             if there:
                 return there
         return [states[node] for node in tiers[0]] if tiers else []

@@ -59,8 +59,8 @@ class Liveness:
         self._dead.discard(exit)
         return True
 
-    def is_gone(self, exit: NodeId, now: float) -> bool:
-        """Dead, lost or mute, while somebody else is there."""
+    def is_gone(self, exit: NodeId, now: float, is_another_linked: bool | None = None) -> bool:
+        """Dead, lost or mute, while somebody else is there (looked up where that is not given)."""
         if now >= self._mute.get(exit, 0.0):
             self._mute.pop(exit, None)
             if self._mesh.is_linked(exit):
@@ -68,7 +68,7 @@ class Liveness:
                 return False
             if exit not in self._dead and not self._mesh.is_lost(exit):
                 return False
-        return self._is_another_linked(exit)
+        return self._is_another_linked(exit) if is_another_linked is None else is_another_linked
 
     def word(self, exit: NodeId, now: float) -> str:
         """For people: linked, mute, dead, down, or known (it can be dialled)."""

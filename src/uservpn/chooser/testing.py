@@ -30,7 +30,7 @@ TOPIC_TEST: Final = "exit.test"
 TOPIC_TESTED: Final = "exit.tested"
 WAIT_S: Final = 0.3
 """The longest that anything waits for a trial."""
-RESOLVE_WAIT_S: Final = 5.0
+RESOLVE_WAIT_S: Final = 6.0
 """The longest that a connection waits for an address, without which there is none."""
 SETTLE: Final = 0.75
 """How much longer than for the first good answer is waited for a better one, in round trips to the exit

@@ -21,11 +21,7 @@ class ExitsView:
     def exits(self) -> list[ExitState]:
         """Every exit that could be reached: the configured servers in their order, then the others."""
         directory, now, own = self._node.directory, monotonic(), self._node.options.node
-        found = []
-        for server in self.servers:
-            record = directory.get(server)
-            if record is None or not record.roles or record.roles & Role.EXIT:
-                found.append(server)
+        found = [server for server in self.servers if not self._is_none(server)]
         for record in directory:
             node = record.node
             is_other = node not in self.servers and node != own
@@ -34,14 +30,19 @@ class ExitsView:
         return [self._state(node) for node in found]
 
     def is_linked(self, exit: NodeId) -> bool:
-        """Is there a link to it now, or a way over a relay?"""
+        """Is it an exit, and is there a link to it now, or a way over a relay?"""
         peer = self._node.peers.get(exit)
-        return peer is not None and bool(peer.contact.links)
+        return peer is not None and bool(peer.contact.links) and not self._is_none(exit)
 
     def is_lost(self, exit: NodeId) -> bool:
-        """Has it no link, and have tries to get one failed?"""
+        """Is it no exit any more? Or has it no link, and have tries to get one failed?"""
         peer = self._node.peers.get(exit)
-        return peer is None or peer.contact.is_failing
+        return peer is None or peer.contact.is_failing or self._is_none(exit)
+
+    def _is_none(self, node: NodeId) -> bool:
+        """Does its record say that it is no exit?"""
+        record = self._node.directory.get(node)
+        return record is not None and bool(record.roles) and not record.roles & Role.EXIT
 
     def flight_ms(self, exit: NodeId) -> float | None:
         """To it and back; None: not measured."""
