@@ -140,6 +140,17 @@ def test_a_black_hole_is_left_within_seconds_of_the_first_losses():
     assert path.mtu.size == 1280 - 76
 
 
+def test_many_losses_raise_doubt_sooner_few_seldom():
+    """A probe of full size is nothing on a fast path, and something on a slow one."""
+    for many, most in ((40, 1 / 0.25), (2, 1 / DOUBT_S)):
+        path = Path(PathMtu(BASE, ETHERNET), ETHERNET, rtt=0.01).started()
+        path.probes.clear()
+        for number in range(1, 101):
+            path.mtu.used(many * number, path.now)
+            path.run(0.1)
+        assert 0.5 * 10 * most <= len(path.probes) <= 10 * most + 1
+
+
 def test_a_path_that_narrows_while_it_is_searched_is_left_as_soon():
     """What is tried above the present size does not put off the doubt about it."""
     path = Path(PathMtu(BASE, LOOPBACK), 9000 - 76)

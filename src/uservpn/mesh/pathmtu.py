@@ -56,6 +56,9 @@ SMALL: Final = 0
 """Beside the first probe of a size in doubt goes a short one: does anything at all pass?"""
 DOUBT_COUNT: Final = 4
 """So many resent messages raise doubt."""
+DOUBT_MANY: Final = 32
+DOUBT_MANY_S: Final = 0.25
+"""So many within the time raise it again so soon: on a fast path that is cheap."""
 
 
 @dataclass(slots=True)
@@ -133,7 +136,10 @@ class PathMtu:
         if now >= self._raise_at:
             self._search(now)
             self.doubt(now)
-        elif resent_count - self._resent >= DOUBT_COUNT and now >= self._doubt_at:
+            return
+        resent = resent_count - self._resent
+        early = DOUBT_S - DOUBT_MANY_S if resent >= DOUBT_MANY else 0.0
+        if resent >= DOUBT_COUNT and now >= self._doubt_at - early:
             self._resent = resent_count
             self.doubt(now)
 
