@@ -433,6 +433,32 @@ def test_recorded_messages_of_an_older_boot_are_not_heard_and_older_ones_not_ans
     assert not any("duplicate" in text for text in (*server.news, *again.news))
 
 
+def test_recordings_cost_a_node_that_is_silent_for_a_while_no_link():
+    """Messages of its boot before, played while its path stalls: nobody echoes, so nothing is given up."""
+    world = World()
+    server = _server(world, 1)
+    first = _twin(world, HOME, 2000, "sim://first")
+    world.run(2)
+    captured = [(head, body) for link, head, body in world.tap if world.links[link][0] is first]
+    _die(world, first)
+    again = _twin(world, HOME, 2100, "sim://first")
+    world.run(20)
+    download = Download(world, again, server)
+    (known,) = server.node.peers[7].contact.links
+    world.black_hole = True
+    server.node.link_up(9999, "sim", 70000, "sim://attacker", world.now)
+    world.links[9999] = (server, first)
+    for head, body in captured:
+        world.inject(server, 9999, head, body)
+    assert server.node.peers[7].rival is not None
+    world.run(3)
+    world.black_hole = False
+    assert server.node.peers[7].contact.links == [known]
+    download.go_on(5)
+    download.check()
+    assert server.node.peers[7].session.peer_boot == 2100
+
+
 def test_a_relay_that_knows_a_higher_boot_says_so():
     world = World()
     relay = _server(world, 1)

@@ -105,16 +105,19 @@ class Numbers:
             self._tell_both(peer, rival, now)
 
     def is_gone(self, peer: Peer, now: float) -> bool:
-        """A rival waits: is the known node silent for too long, or has it no link any more?"""
+        """A rival waits: is the known node silent for too long, or has it no link any more?
+
+        Only for one that has echoed is a link given up: recordings must not do that.
+        """
         rival = peer.rival
         if rival is None or rival.link not in self._table.links:
             peer.rival = None  # it has gone again
             return False
         known = _others(peer, rival.link)
-        if rival.is_known_alive or not known:
+        if rival.is_known_alive or rival.claim is None or not known:
             return not known
         rtt_s = max(state.rtt_s or 0.0 for state in known)
-        is_other = rival.claim is not None and rival.claim.instance != peer.instance
+        is_other = rival.claim.instance != peer.instance
         least = PATIENCE_OTHER_S if is_other and peer.instance else PATIENCE_S
         return now >= rival.since + max(least, 4 * rtt_s)
 
