@@ -164,6 +164,35 @@ def test_a_comparison_that_shows_nothing_new_is_made_ever_less_often():
     assert used == UDP and schedule._trial_at - now > 100
 
 
+def test_what_a_path_beside_swallows_is_resent_over_the_one_in_use():
+    """As after a trial, or a share: nobody waits for that path's own patience."""
+    world, client, server = _both(delay=0.05)
+    _send(world, client, 50_000)
+    world.run(1)
+    assert _current(world, client, 1) == "udp"
+    peer = client.node.peers[1]
+    ((state, path),) = [
+        (state, client.node.links[state.link].path)
+        for state in peer.contact.links
+        if state.protocol == "sim"
+    ]
+    world.blocked.add("sim")
+    stream, data = _send(world, client, 100_000)
+    batches = []
+    sender = client.node._sender
+    sealing = (b"abc", int(1000 * (world.now + 1e9)))
+    more, data_too = client.node.open(1, "b.test", 80, None, world.now), bytes(200_000)
+    more.send_limit = 1 << 20
+    more.sent_size = more.send_offset = 0
+    client.send(more, data_too, finish=True)
+    sender._take_path(peer, state, world.room, batches, sealing, world.now)
+    assert path.inflight
+    world.settle(client)
+    world.run(2.5)
+    assert bytes(server.received[stream.id]) == data
+    assert bytes(server.received[more.id]) == data_too
+
+
 # --- the relayed share ---------------------------------------------------------------------------
 
 

@@ -25,16 +25,13 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from uservpn.mesh.contact import LinkState
-from uservpn.tunnel.path import Path
+from uservpn.tunnel.path import SILENT_COUNT, Path
 from uservpn.types import LinkId
 
 NEAR_S: Final = 0.006
 """Below this round trip, and without loss, reliable links are preferred."""
 HYSTERESIS: Final = 1.5
 LOSS_MAX: Final = 0.003
-SILENT_LOSSY: Final = 2
-SILENT_RELIABLE: Final = 1
-"""Probes without a report until a path counts as silent."""
 ASK_EVERY_S: Final = 0.5
 AWAY_S: Final = 2.0
 AWAY_MAX_S: Final = 120.0
@@ -156,28 +153,33 @@ class Schedule:
     ) -> Choice | None:
         """The present one fell silent: away from it, once another one is heard."""
         state, path = present
-        most = SILENT_LOSSY if path.is_lossy else SILENT_RELIABLE
-        if path.silent_count < most:
+        if not path.is_stuck:
             if path.silent_count == 0:
                 self._records.get(state.link, Record()).away_s = AWAY_S
             return None
         self._trial = None
         ask: LinkState | None = None
         for other, other_path in links:
-            if other is state or other_path.silent_count >= SILENT_LOSSY:
+            if other is state or other_path.silent_count >= SILENT_COUNT:
                 continue
             record = self._records.setdefault(other.link, Record())
             if record.asked_at > path.heard_at and other.heard_at > record.asked_at:
-                gone = self._records.setdefault(state.link, Record())
-                gone.left_at = now
-                gone.away_until = now + gone.away_s
-                gone.away_s = min(2 * gone.away_s, AWAY_MAX_S)
+                self.put_away(state.link, now)
                 self.current = other.link
                 return Choice(other, other_path, left=path)
             if now >= record.asked_at + ASK_EVERY_S or record.asked_at <= path.heard_at:
                 record.asked_at = now
                 ask = other
         return Choice(state, path, ask=ask)
+
+    def put_away(self, link: LinkId, now: float) -> None:
+        """This link fell silent: others carry for a while."""
+        gone = self._records.setdefault(link, Record())
+        gone.left_at = now
+        gone.away_until = now + gone.away_s
+        gone.away_s = min(2 * gone.away_s, AWAY_MAX_S)
+        if self._trial is not None and self._trial.link == link:
+            self._trial = None
 
     def _is_able(self, state: LinkState, path: Path, now: float) -> bool:
         """Was it not left lately, or heard since and due for another try?"""

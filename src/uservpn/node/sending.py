@@ -174,6 +174,17 @@ class Sender:
                 peer.tunnel.path_left(choice.left, now)
             if choice.ask is not None:
                 self._table.probe(peer, choice.ask.link, now)
+            for (
+                state,
+                path,
+            ) in known:  # a share's or a trial's path may end unnoticed: its bytes would be missing
+                if (
+                    state is not choice.state
+                    and path.is_stuck
+                    and path.heard_at < choice.path.heard_at
+                ):
+                    peer.schedule.put_away(state.link, now)
+                    peer.tunnel.path_left(path, now)
             return choice
         state = peer.contact.best()
         path = links[state.link].path

@@ -37,6 +37,7 @@ TAIL_PROBE_S: Final = 0.3
 OFTEN_COUNT: Final = 200
 """So many probes go that often (for a minute); then they grow rarer, up to every ASK_DELAY_MAX_S."""
 SILENT_COUNT: Final = 2
+"""Probes without a report until a path that loses messages counts as silent; one on others."""
 LOSS_WEIGHT: Final = 1 / 16
 RTT_START_S: Final = 0.1
 
@@ -142,6 +143,16 @@ class Path:
     def is_lossy(self) -> bool:
         """May messages on it get lost?"""
         return self.controller is not None
+
+    @property
+    def is_stuck(self) -> bool:
+        """Is something on it that is not confirmed although it was asked for, and was it not left yet?"""
+        most = SILENT_COUNT if self.is_lossy else 1
+        return (
+            self.silent_count >= most
+            and self.inflight > 0
+            and any(flight.size > 0 and flight.sent_at > self._left_at for flight in self.flights)
+        )
 
     @property
     def is_starting(self) -> bool:
