@@ -53,6 +53,12 @@ UNUSED_S: Final = 30.0
 """A relayed way that carried nothing for so long is closed, where there is a direct one."""
 
 
+def _is_outdone(state: LinkState, links: Sequence[tuple[LinkState, Path]]) -> bool:
+    """Was another link heard since this one owes an answer? Else all may be silent: no reason to leave."""
+    since = state.heard_at if state.owed_since is None else max(state.heard_at, state.owed_since)
+    return any(other.heard_at > since for other, _ in links if other is not state)
+
+
 @dataclass(slots=True)
 class Record:
     """What one link has shown."""
@@ -138,7 +144,12 @@ class Schedule:
         others = [*links, *ways]
         choice = self._leave_silent(present, others, now) if present is not None else None
         if choice is None:
-            able = [pair for pair in links if self._is_able(*pair, now)]
+            able = [
+                pair
+                for pair in links
+                if self._is_able(*pair, now)
+                or (pair[0].link == self.current and not _is_outdone(pair[0], others))
+            ]
             able = able or [pair for pair in ways if self._is_able(*pair, now)] or links
             choice = Choice(*self._best(able))
             self.current = choice.state.link

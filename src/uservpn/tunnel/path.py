@@ -26,7 +26,7 @@ from uservpn.types import LinkId
 
 BURST_S: Final = 0.002
 """What leaves at once lasts so long at the present rate; the driver's timer ticks in a millisecond."""
-LATE_S: Final = 0.004
+LATE_S: Final = 0.012
 """How much of what could have left in the past is made up for, when the driver comes late."""
 REORDER_MAX: Final = 16
 """The reordering window is at most so many eighths of the shortest round trip."""
