@@ -9,9 +9,11 @@ ARGS ?=
 # Seconds for all tests together; one test has 120 (pyproject.toml).
 TEST_LIMIT ?= 295
 ROUNDS ?= 50
+# How many simulated meshes `make sim` plays.
+SEEDS ?= 100
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test netns fuzz kill-points sim-chooser check format bench suffixes lock clean
+.PHONY: help setup demo test netns fuzz kill-points sim-chooser check format bench suffixes sim sim-table lock clean
 
 help:  ## What this Makefile can do
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -48,6 +50,12 @@ kill-points: setup  ## The chooser's memory after 10,000 kills: it opens each ti
 
 sim-chooser: setup  ## Thirty days of choosing exits in simulated time, beside other policies
 	$(BIN)/python -m benchmarks.choosing $(ARGS)
+
+sim: setup  ## SEEDS simulated meshes, each with other faults, on every core (docs/mesh.md)
+	$(BIN)/python -m uservpn.sim --seeds $(SEEDS) $(ARGS)
+
+sim-table: setup  ## What simulated meshes of 8, 32, 128 and 254 nodes cost, as the table in docs/mesh.md
+	$(BIN)/python -m uservpn.sim --table $(ARGS)
 
 check: setup  ## Format, lint, types, layers
 	$(BIN)/ruff format --check .

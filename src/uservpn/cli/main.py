@@ -7,7 +7,7 @@
     run      run the node                       nodes    the nodes of the mesh
     ping     the round trip to a node           trace    every hop on the way to a node
     explain  where a site leaves, and why       sites    sites and their exits; pin, forget
-    connections  what is open now
+    connections  what is open now               sim      meshes in simulated time
 
 Each command imports what it needs when it runs: `run` loads no command but its own, and nothing
 here loads the node. Exit status: 0 done, 1 failed, 2 wrong usage or configuration.
@@ -258,6 +258,18 @@ def connections() -> None:
     from uservpn.control.status import render_connections
 
     click.echo(render_connections(_status()), nl=False)
+
+
+@cli.command(
+    context_settings={"ignore_unknown_options": True, "help_option_names": []},
+    add_help_option=False,
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def sim(arguments: tuple[str, ...]) -> None:
+    """Play meshes in simulated time; --help says how."""
+    from uservpn.sim.campaign import main
+
+    finish(main(list(arguments)))
 
 
 @cli.command()

@@ -26,8 +26,8 @@ from uservpn.types import NodeId
 
 FLIGHT_S: Final = 0.1
 START_S: Final = 10.0
-SETTLE_S: Final = 260.0
-"""After a start or a change, until the last digests about it are out."""
+SETTLE_S: Final = 60.0
+"""After a start or a change, until all that follows from it has been said."""
 IDLE_S: Final = 3600.0
 CHURN_S: Final = 120.0
 SHARE: Final = 0.2
@@ -75,6 +75,8 @@ class Big:
         self.world = World(seed, Weather(flight_s=FLIGHT_S), has_story=False)
         self.rng = Random(f"{seed}/big")
         self.phases: list[Phase] = []
+        self.joined_s = 0.0
+        """From the end of the last cut, and of the last fault, to equal lists."""
         self._marks: dict[int, tuple[int, int, int, int]] = {}
         self._gone: list[int] = []
         self._began_at = self.world.agenda.now
@@ -114,16 +116,22 @@ class Big:
         world.run(SETTLE_S)
         self._end("one change", agreed_s)
         self._churn()
+        joined_at = world.agenda.now
         agreed_s = self.agree(AGREE_S)
+        self.joined_s = world.agenda.now - joined_at
         self._end("churn", agreed_s)
         world.run(SETTLE_S)
         self._end("after")
 
     def agree(self, most_s: float) -> float:
-        """Runs until all lists are equal; the time since the last change. Raises InvariantBroken."""
+        """Runs until all lists are equal; the time since the last change. Raises InvariantBroken.
+
+        A change is a new version of a record, a node's start or end, or a connection that has caught up
+        after a cut: TCP tries again with a back-off of its own, and nothing passes before.
+        """
         world = self.world
         while True:
-            last = world.changed_at
+            last = max(world.changed_at, world.network.restored_at)
             if self._is_agreed():
                 return world.agenda.now - last
             if world.agenda.now > last + most_s:
@@ -147,10 +155,10 @@ class Big:
             world.agenda.after(at, self._die, number, rng.random() < 0.5)
             if place % 2:
                 world.agenda.after(at + 1 + rng.random() * 20, self._start, number)
-        for start, length in ((10.0, 20.0), (60.0, 40.0)):
+        for start, length in ((10.0, 20.0), (80.0, 40.0)):
             world.agenda.after(start, self._split)
             world.agenda.after(start + length, self._join)
-        world.run(CHURN_S)
+        world.run(CHURN_S + 0.01)
 
     def _start(self, number: int) -> None:
         self.world.start(self.world.seats[number])

@@ -3,6 +3,8 @@
     python -m uservpn.sim --seed 7                 one world; what it drew, and how it went
     python -m uservpn.sim --seeds 1000             a campaign of seeds 0..999
     python -m uservpn.sim --seed 7 --nodes 40      the same with so many nodes
+    python -m uservpn.sim --table                  what meshes of 8, 32, 128 and 254 nodes cost
+    python -m uservpn.sim --table 254              one of them
 
 A seed that breaks a law prints what it drew, the last steps of its story and the command that replays it.
 """
@@ -21,10 +23,13 @@ from time import process_time
 from typing import Final
 
 from uservpn import __version__
+from uservpn.sim import big
 from uservpn.sim.swarm import Run, draw
 from uservpn.sim.world import InvariantBroken
 
 STORY_SHOWN: Final = 60
+SIZES: Final = (8, 32, 128, 254)
+"""Of the meshes in the table."""
 EVERY: Final = 100
 """Seeds between two lines of progress."""
 
@@ -133,17 +138,46 @@ def summary(results: list[Result]) -> str:
     return "\n".join(f"{name:<{width}}  {value:>12}" for name, value in rows)
 
 
+def table(sizes: Iterable[int], seed: int) -> bool:
+    """Plays a mesh of each size and prints its row; True: all lists agreed in time."""
+    rare_collections()
+    print(big.HEAD)
+    is_sound = True
+    for count in sizes:
+        mesh = big.Big(count, seed)
+        began = process_time()
+        try:
+            mesh.play()
+        except InvariantBroken as broken:
+            is_sound = False
+            print(f"{count} nodes: {broken}", file=sys.stderr)
+        print(big.rows(count, mesh), flush=True)
+        print(f"{count} nodes: {process_time() - began:.0f} s of CPU", file=sys.stderr)
+    return is_sound
+
+
 def main(arguments: list[str]) -> int:
     """The command line; 0: every law held, 1: one did not, 2: wrong usage."""
-    parser = argparse.ArgumentParser(prog="uservpn sim", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="uservpn sim", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("--seed", type=int, help="one world")
     parser.add_argument("--seeds", type=int, metavar="N", help="a campaign of N seeds")
     parser.add_argument("--first", type=int, default=0, metavar="SEED", help="its first seed")
     parser.add_argument("--nodes", type=int, help="how many nodes (default: drawn, 3 to 20)")
+    parser.add_argument(
+        "--table",
+        type=int,
+        nargs="*",
+        metavar="NODES",
+        help="what large meshes cost, in idleness and change",
+    )
     parser.add_argument("--jobs", type=int, help="processes (default: one for each core)")
     options = parser.parse_args(arguments)
     if options.nodes is not None and not 2 <= options.nodes <= 254:
         parser.error("--nodes is from 2 to 254")
+    if options.table is not None:
+        return 0 if table(options.table or SIZES, options.seed or 7) else 1
     if options.seeds is not None:
         seeds = range(options.first, options.first + options.seeds)
         return 0 if campaign(seeds, options.nodes, options.jobs) else 1

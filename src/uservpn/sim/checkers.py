@@ -26,6 +26,10 @@ _PASSED_MAX: Final = 200_000
 FORGOTTEN_SMALL: Final = 6
 """In worlds of up to so many nodes the search for forgotten peers is made after every step."""
 FORGOTTEN_EVERY: Final = 7
+FORGOTTEN_RARE: Final = 199
+"""In worlds of more than SAMPLE nodes."""
+SAMPLE: Final = 20
+"""Members whose tables and lists are looked through in one second."""
 QUIET_S: Final = 200.0
 """So long after the last change, all that follows from it (digests, for up to 191 s) has been said."""
 MINUTE_S: Final = 60.0
@@ -74,6 +78,7 @@ class Laws:
         self._minute_at = 0.0
         self._minute_is_quiet = False
         self._count = 0
+        self._turn = 0
 
     # --- every step ------------------------------------------------------------------------------
 
@@ -90,7 +95,9 @@ class Laws:
     def step(self, member: Member) -> None:
         """A node has done something."""
         self._count += 1
-        if len(self.world.seats) <= FORGOTTEN_SMALL or self._count % FORGOTTEN_EVERY == 0:
+        count = len(self.world.seats)
+        every = 1 if count <= FORGOTTEN_SMALL else FORGOTTEN_EVERY
+        if self._count % (every if count <= SAMPLE else FORGOTTEN_RARE) == 0:
             forgotten = member.node.forgotten()
             if forgotten:
                 self.world.broken(f"node {member.seat.node} forgot {forgotten}")
@@ -120,12 +127,19 @@ class Laws:
         world = self.world
         if world.nonces.repeated:
             world.broken(world.nonces.repeated[0])
-        for member in world.members.values():
-            if member.is_up:
-                self._check_limits(member)
-                self._check_records(member)
+        for member in self._some(world.alive()):
+            self._check_limits(member)
+            self._check_records(member)
         self._check_flows()
         self._check_quiet()
+
+    def _some(self, members: list[Member]) -> list[Member]:
+        """All of them, or where there are many, others each time."""
+        if len(members) <= SAMPLE:
+            return members
+        start = self._turn % len(members)
+        self._turn += SAMPLE
+        return (members + members)[start : start + SAMPLE]
 
     def _check_limits(self, member: Member) -> None:
         node = member.node

@@ -217,6 +217,7 @@ class End:
         """What was retransmitted arrives, with all that waited behind it."""
         waiting = self._waiting
         self._waiting = []
+        self._network.restored_at = self._network.agenda.now
         for batch in waiting:
             self._arrive(batch)
 
@@ -234,6 +235,8 @@ class Network:
         self.blocked_protocols: set[tuple[str, str]] = set()
         """(host's name, protocol): a firewall before this host drops it."""
         self.lost_count = 0
+        self.restored_at = agenda.now
+        """When a connection last caught up with what a cut had held back."""
         self._rng = rng
         self._places: dict[str, Host] = {}
         self._flights: dict[tuple[str, str], float] = {}
