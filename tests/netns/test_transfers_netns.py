@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
@@ -110,14 +111,38 @@ def test_tcp_connections_are_reset(fleet, laptop):
         )
 
 
+def _carrier(fleet) -> str:
+    """The protocol whose links carry most of a download of 1 MiB."""
+    node = fleet.nodes[7]
+
+    def carried() -> Counter[str]:
+        links = node.status()["links"]
+        return Counter({row["remote"]: row["bytes_in"] for row in links})
+
+    before = carried()
+    assert fleet.fetches(node, MIB)
+    grown = carried() - before
+    return grown.most_common(1)[0][0].partition("://")[0]
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_udp_is_blocked_and_unblocked(fleet, laptop, way):
+    """It moves to TCP, and back by itself."""
+    if fleet.protocols != "tcp,udp":
+        return
+    wait_until(lambda: _carrier(fleet) == "udp")
+    carriers = []
+
     def trouble(transfer: Transfer) -> None:
         for chain in ("INPUT", "OUTPUT"):
             laptop.host.block("-p", "udp", chain=chain)
         transfer.wait_for(SIZE // 2)
+        carriers.append(_carrier(fleet))
         for chain in ("INPUT", "OUTPUT"):
             laptop.host.unblock("-p", "udp", chain=chain)
 
-    if fleet.protocols == "tcp,udp":
-        _survives(fleet, "UDP blocked", trouble, way)
+    _survives(fleet, "UDP blocked", trouble, way)
+    assert carriers == ["tcp"]
+    before = time.monotonic()
+    wait_until(lambda: _carrier(fleet) == "udp", 60)
+    print(f"back to UDP {time.monotonic() - before:.1f} s after the transfer")
