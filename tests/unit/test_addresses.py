@@ -200,11 +200,29 @@ def test_the_link_that_a_proved_one_seems_to_replace_is_asked_and_wins_if_it_liv
     assert contact.links == [old, new]
 
 
-def test_a_connection_needs_no_proof_and_replaces_the_older_one():
+def test_a_connection_of_the_peer_is_used_at_once_but_robs_no_other_link_without_proof():
+    """Whoever copies a fresh message can put it on a connection of his own."""
     contact = _contact()
-    contact.link_up(1, "tcp", "tcp://198.51.100.1:1", False, 0.0)
-    contact.link_up(2, "tcp", "tcp://198.51.100.2:1", False, 5.0)
-    assert contact.take_plans() == [GiveUp(1)] and len(contact.links) == 2
+    old = contact.link_up(1, "tcp", "tcp://198.51.100.1:1", False, 0.0)
+    contact.heard(old, 0.0)
+    assert contact.links == [old]
+    new = contact.link_up(2, "tcp", "tcp://198.51.100.2:1", False, 5.0)
+    contact.heard(new, 5.0)
+    assert contact.links == [old] and not contact.take_plans()
+    contact.proved(new, 5.1)
+    assert contact.links == [new, old] and contact.take_plans() == [Probe(1, False)]
+    third = contact.link_up(3, "tcp", "tcp://198.51.100.3:1", False, 6.0)
+    contact.proved(third, 6.1)
+    assert GiveUp(1) in contact.take_plans(), "beside the newest one other is kept"
+
+
+def test_a_connection_beside_a_silent_one_is_used_at_once():
+    contact = _contact()
+    old = contact.link_up(1, "tcp", "tcp://198.51.100.1:1", False, 0.0)
+    old.probed = True
+    new = contact.link_up(2, "tcp", "tcp://198.51.100.2:1", False, 5.0)
+    contact.heard(new, 5.0)
+    assert contact.links == [new, old]
 
 
 # --- waking up -----------------------------------------------------------------------------------

@@ -4,10 +4,11 @@ A `Contact` never sees bytes. It is told that links came up or went down, that t
 that dials failed; it answers with plans: dial this endpoint, probe that link, give that link up. Which
 endpoint is dialled when, `Dials` knows (mesh/addresses.py); a node without endpoints is never dialled.
 
-Proof. A stream's handshake proves that its peer is at its address; a datagram proves nothing, since who
-copies a fresh message can send it on from anywhere. So a datagram link that the peer opened is *unproved*:
-it is not among `links`, and nothing but answers goes there, until a PROBE of ours was answered over it.
-Then it goes to the front, and the older one it seems to replace is asked whether it is still there. So is any
+Proof. A message proves that the peer has sent it, not that it is where the message comes from: who copies a
+fresh one can send it on from anywhere, a handshake of his own in front. So a link that the peer opened is
+*unproved*: it is not among `links`, and nothing but answers goes there, until a PROBE of ours that went over
+it was answered. Then it goes to the front, and the older one it seems to replace is asked whether it is still
+there. (A connection is used at once where there is no living link that could be robbed.) Unproved is also any
 link that we dial at an address which need not be the peer's (local and observed ones). A datagram link to
 a fixed endpoint is open at once, whether anybody is there or not: until it is answered it is
 *tentative*: it may carry messages where nothing better is there, but counts as a dial still under way.
@@ -200,14 +201,12 @@ class Contact:
         is_lossy: bool = False,
     ) -> LinkState:
         """A link to the peer is open (for one we did not dial: and spoken for by a message of it)."""
-        if not dialled and not relayed and not is_lossy:
-            # the peer dials one link of a kind at a time: an older one is dead
-            for state in self._direct_of(protocol):
-                if not state.dialled:
-                    self._plans.append(GiveUp(state.link))
         self.dials.came_up(endpoint)
         is_punch = dialled and now < self._punching.pop(endpoint, now)
-        is_unproved = is_punch or not self.dials.is_fixed(endpoint) if dialled else is_lossy
+        if dialled:
+            is_unproved = is_punch or not self.dials.is_fixed(endpoint)
+        else:
+            is_unproved = is_lossy or self._has_living()
         state = LinkState(
             link, protocol, dialled, endpoint, now, now, now,
             relayed=relayed, is_lossy=is_lossy, is_tentative=is_lossy and dialled,
@@ -215,7 +214,7 @@ class Contact:
         )  # fmt: skip
         state.early = self._jitter(0.1)
         self.used(state, now)
-        if dialled or is_lossy:
+        if dialled or is_unproved:
             state.owed_since = now  # it has to answer once: a wrong key would never
         if state.is_unproved:
             state.retry_s = PUNCH_RETRY_S
@@ -302,6 +301,8 @@ class Contact:
             self.unproved.remove(state)
             self.links.append(state)
             self._used_at = now
+            if not state.dialled:
+                self._retire(state)
             for other in self.links:
                 if other is not state and self._may_replace(state, other):
                     self._ask(other, now)
@@ -525,6 +526,14 @@ class Contact:
     def _direct_of(self, protocol: str) -> list[LinkState]:
         return [s for s in self.links if s.protocol == protocol and not s.relayed]
 
+    def _has_living(self) -> bool:
+        return any(not s.relayed and not s.probed and not s.is_tentative for s in self.links)
+
+    def _retire(self, state: LinkState) -> None:
+        """The peer opens one link of a kind at a time: beside the new one at most one other is kept."""
+        older = [s for s in self._direct_of(state.protocol) if not s.dialled and s is not state]
+        self._plans += [GiveUp(other.link) for other in older[1:]]
+
     def _ask(self, state: LinkState, now: float) -> None:
         """Is it still there? Until it has answered, others are preferred."""
         state.owed_since = now
@@ -569,7 +578,7 @@ class Contact:
         self.links.insert(place, state)
 
     def _patience(self, state: LinkState) -> float:
-        if state.is_unproved:
+        if state.is_unproved and (state.is_lossy or state.dialled):
             return PUNCH_S / 2
         return max(ANSWER_S, 4 * (state.rtt_s or 0.0))
 
