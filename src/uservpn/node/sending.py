@@ -51,7 +51,7 @@ class Sender:
             return out
         wall_ms = int((now + self._table.wall_s) * 1000)
         stamp = (wall_ms & STAMP_MASK).to_bytes(3, "big")
-        for peer in self._table.touched.values():
+        for peer in list(self._table.touched.values()):  # whoever seeks a way touches others
             if peer.is_onward:
                 self._relaying.take(peer, room, out, now)
                 self._sizing.relayed(peer, now)
