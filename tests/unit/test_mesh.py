@@ -146,3 +146,16 @@ def test_nonsense_gossip_of_a_member_closes_its_link_and_nothing_else():
     assert world.members[1].node.counters.peer_faults == 1
     assert any("makes no sense" in text for text in world.members[1].news)
     assert 2 in _linked(world.members[1])
+
+
+def test_a_kept_neighbour_is_told_of_whichever_end_dialled_the_link_in_use():
+    """Or an exit that only dials out would be lost for all who reach it over its neighbours."""
+    world = _mesh(1)
+    exit = world.add(60, {1: ("sim://10.0.0.1:1",)}, record=Record(60, 1000, 0, Role.EXIT))
+    world.run(5)
+    assert [edge.neighbour for edge in exit.node.directory.own.links] == [1]
+    world.connect(world.members[1], 60, "sim://60", "other")
+    world.run(5)
+    assert not exit.node.peers[1].contact.direct().dialled
+    exit.node.members.advertise(world.now)
+    assert [edge.neighbour for edge in exit.node.directory.own.links] == [1]

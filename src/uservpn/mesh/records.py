@@ -82,7 +82,7 @@ class Record:
     software: str = ""
     endpoints: tuple[Known, ...] = ()
     links: tuple[Edge, ...] = ()
-    """Those that it dialled and keeps, in the order of their neighbours."""
+    """To the neighbours that it keeps a link to, in the order of their numbers."""
     extra: bytes = b""
     """What this version does not know."""
 

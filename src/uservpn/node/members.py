@@ -133,8 +133,8 @@ class Members:
         for node in self.gossip.neighbours():
             contact = self._table.peers[node].contact
             state = contact.direct()
-            if state is None or not state.dialled or not contact.is_kept or state.rtt_s is None:
-                continue
+            if state is None or not contact.is_kept or state.rtt_s is None:
+                continue  # whichever end dialled it: the one that keeps it tells
             known = old.get(node, 0.0)
             is_near = known / 1.5 <= state.rtt_s <= known * 1.5 or abs(state.rtt_s - known) < 0.005
             links.append(Edge(node, known if known and is_near else coarse(state.rtt_s)))
