@@ -199,7 +199,9 @@ class Laws:
     def _check_quiet(self) -> None:
         world = self.world
         now = world.agenda.now
-        is_quiet = now - world.changed_at > QUIET_S and all(f.is_over for f in world.flows.values())
+        if any(not flow.is_over for flow in world.flows.values()):
+            world.flowed_at = now
+        is_quiet = now - max(world.changed_at, world.flowed_at) > QUIET_S
         self._minute_is_quiet = self._minute_is_quiet and is_quiet
         if now < self._minute_at + MINUTE_S:
             return

@@ -17,6 +17,7 @@ from uservpn.kit.endpoint import Address
 from uservpn.mesh import contact
 from uservpn.mesh.addresses import DIAL_LIMIT_S
 from uservpn.mesh.records import Role
+from uservpn.sim.checkers import MINUTE_S, QUIET_S
 from uservpn.sim.flow import Flow
 from uservpn.sim.geography import SITES, Site
 from uservpn.sim.member import PORT, Seat
@@ -95,10 +96,10 @@ def draw(seed: int, nodes: int | None = None) -> Scenario:
         weather=weather,
         keepalive_s=rng.choice((30.0, 120.0, 600.0)),
         grace_s=rng.choice((10.0, 60.0)),
-        trouble_s=rng.choice((30.0, 120.0, 400.0)),
+        trouble_s=rng.choice((20.0, 60.0, 200.0)),
         faults=rng.choice((0, 2, 5, 12)),
-        flows=rng.choice((1, 4, 12)),
-        flow_size_max=rng.choice((2_000, 50_000, 400_000)),
+        flows=rng.choice((1, 3, 8)),
+        flow_size_max=rng.choice((2_000, 30_000, 200_000)),
         is_skewed=rng.random() < 0.4,
         is_natted=rng.random() < 0.5,
         is_replayed=rng.random() < 0.3,
@@ -201,7 +202,8 @@ class Run:
         self._heal()
         self._agree()
         self._finish_flows()
-        world.run(max(0.0, world.changed_at + 350.0 - world.agenda.now))
+        quiet_at = max(world.changed_at, world.flowed_at) + QUIET_S
+        world.run(max(0.0, quiet_at + 2 * MINUTE_S - world.agenda.now))
 
     def _faults(self) -> list[Callable[[], None]]:
         faults: list[Callable[[], None]] = [

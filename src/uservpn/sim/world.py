@@ -60,6 +60,8 @@ class World:
         self.wake_count = 0
         self.changed_at = START_S
         """When a node last started, ended, or changed its record, or the network changed."""
+        self.flowed_at = START_S
+        """When a connection was last opened, or last seen open."""
         self.digest = 0
         self.has_story = has_story
         self.laws = Laws(self)
@@ -119,6 +121,7 @@ class World:
         flow = Flow(number, client, exit, up_size, down_size, now, dial_s, refused)
         flow.exit_start = self.seats[exit].start_count
         self.flows[number] = flow
+        self.flowed_at = now
         self.note(client, "opens flow", number, exit, up_size, down_size)
         self.members[client].open(flow)
         return flow
