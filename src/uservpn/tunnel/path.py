@@ -6,7 +6,7 @@ the path had delivered when it left, so that its confirmation gives a delivery r
 
 What is missing at the sink is resent only if its last transmission was *overtaken*: a flight that left later
 on the same path was confirmed, and the rest had a round trip and a reordering window's time (RACK, RFC 8985;
-other paths prove nothing). The window is an eighth of the shortest round trip, and widens while the sink
+other paths prove nothing). The window is a sixteenth of the shortest round trip, and widens while the sink
 reports what was resent for nothing. On a path that ended, or was left because it fell silent, all that the
 sink misses counts as overtaken. A lost tail is found by an empty message sent behind it, soon where messages
 get lost, else after one and a half round trips.
@@ -28,10 +28,11 @@ BURST_S: Final = 0.002
 """What leaves at once lasts so long at the present rate; the driver's timer ticks in a millisecond."""
 LATE_S: Final = 0.012
 """How much of what could have left in the past is made up for, when the driver comes late."""
-REORDER_MAX: Final = 16
-"""The reordering window is at most so many eighths of the shortest round trip."""
+REORDER_MAX: Final = 32
+REORDER_STEP: Final = 2
+"""The reordering window is at most so many sixteenths of the shortest round trip, and widens by so many."""
 REORDER_ROUNDS: Final = 16
-PROBE_MIN_S: Final = 0.010
+PROBE_MIN_S: Final = 0.005
 TAIL_PROBE_S: Final = 0.3
 """A path that is silent is probed at least so often at first, so that a black hole's end is noticed."""
 OFTEN_COUNT: Final = 200
@@ -183,14 +184,14 @@ class Path:
 
     def reorder_s(self) -> float:
         """How long a message that was overtaken may still come."""
-        return min(self._reorder * self.rtt_min_s / 8, self.rtt_s or RTT_START_S)
+        return min(self._reorder * self.rtt_min_s / 16, self.rtt_s or RTT_START_S)
 
     def timeout_s(self) -> float:
         """After so long without a report one is asked for (RFC 8985's probe time-out)."""
         rtt = self.rtt_s or RTT_START_S
         if self.controller is None:
             return max(ASK_DELAY_S, 4 * rtt)
-        return max(1.5 * rtt + 4 * self._rtt_var_s, 2 * PROBE_MIN_S)
+        return max(1.5 * rtt + 4 * self._rtt_var_s, 4 * PROBE_MIN_S)
 
     # --- sending ---------------------------------------------------------------------------------
 
@@ -226,7 +227,7 @@ class Path:
         self._is_limited = not has_more
         if not has_more and self.inflight and self.silent_count == 0 and self.loss > 0.002:
             rtt = self.rtt_s or RTT_START_S
-            self.probe_at = now + max(rtt / 8, PROBE_MIN_S)
+            self.probe_at = now + max(rtt / 16, PROBE_MIN_S)
 
     def on_deadline(self, now: float) -> None:
         """Due work; harmless when early."""
@@ -351,7 +352,7 @@ class Path:
         if count <= 0 or now > self._resent_at + 8 * (self.rtt_s or RTT_START_S):
             return
         self.spurious_count += count
-        self._reorder = min(self._reorder + 1, REORDER_MAX)
+        self._reorder = min(self._reorder + REORDER_STEP, REORDER_MAX)
         self._reorder_rounds = REORDER_ROUNDS
 
     # --- inside ----------------------------------------------------------------------------------
