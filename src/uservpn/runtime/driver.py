@@ -151,13 +151,20 @@ class Driver:
                 handle.cancel()
 
     def network_changed(self, network: Network) -> None:
-        """Addresses or ways out are others now: links from an address that is gone end at once."""
+        """Addresses or ways out are others now: links from an address that is gone end at once.
+
+        Where there is no way out, datagram links end too: nothing is sent into the void until there is one.
+        """
         log.info("the network has changed: %s", ", ".join(network.sources) or "no way out")
         self._network = network
         self._tell_places()
         hosts = {interface.partition("/")[0] for interface in network.interfaces}
         for link in list(self.links.values()):
-            if link.caps.is_reliable and not _is_still_ours(link.local, hosts):
+            if link.caps.is_reliable or network.sources:
+                is_gone = link.caps.is_reliable and not _is_still_ours(link.local, hosts)
+            else:
+                is_gone = not _is_loopback(link.local)
+            if is_gone:
                 del self.links[link.id]
                 link.close()
                 self.node.link_down(link.id, "its address is gone", monotonic())
@@ -577,6 +584,13 @@ def _places(listening: Endpoint, interfaces: Sequence[str]) -> list[Endpoint]:
         return [listening] if listening.host in hosts else []
     is_ipv6 = ":" in listening.host
     return [listening._replace(host=host) for host in hosts if (":" in host) == is_ipv6]
+
+
+def _is_loopback(local: str) -> bool:
+    try:
+        return Endpoint.parse(local).address.is_loopback
+    except ValueError:
+        return False
 
 
 def _is_still_ours(local: str, hosts: Collection[str]) -> bool:
