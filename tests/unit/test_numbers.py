@@ -104,6 +104,7 @@ def test_at_one_server_the_first_is_not_disturbed_and_the_later_stands_back(boot
     download.check()
     assert later.node.claims.is_back
     assert sum("runs at" in text for text in first.news) == 1, "the log is not filled"
+    assert sum("two nodes" in text for text in server.news) == 1
 
 
 @pytest.mark.parametrize("boot", [1500, 3000], ids=["older boot", "newer boot"])

@@ -16,6 +16,7 @@ from typing import Final
 
 from uservpn.errors import PeerFault
 from uservpn.mesh.claims import (
+    TOLD_S,
     Announce,
     Claim,
     Claims,
@@ -243,8 +244,8 @@ class Numbers:
             remote = self._table.links[known].remote
             claim = claim._replace(address=remote)
             self._send(peer, rival.link, Kind.DUPLICATE, claim.encode(), rival.boot)
-        if not rival.is_told:
-            rival.is_told = True
+        if now >= peer.rival_told_at + TOLD_S:
+            peer.rival_told_at = now
             remotes = f"{self._table.links[known].remote} and {rival.claim.address}"
             text = f"duplicate: two nodes have the number {peer.id}, at {remotes}"
             self._table.tell(peer.id, text, "warning")

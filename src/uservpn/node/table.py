@@ -89,8 +89,6 @@ class Rival:
     tokens: set[bytes] = field(default_factory=set)
     is_known_alive: bool = False
     """The known node answered a probe that was sent after the rival had come."""
-    is_told: bool = False
-    """The log tells of it."""
     held: list[tuple[LinkId, Header, bytes]] = field(default_factory=list)
     held_size: int = 0
 
@@ -108,6 +106,8 @@ class Peer:
         """Another boot of it, while it is not known whether that is a restart or another node."""
         self.instance = b""
         """What it said of itself; empty: not heard yet."""
+        self.rival_told_at = -1e9
+        """When the log told of two nodes with this number."""
         self.renewed_at = 0.0
         self.held: list[tuple[Header, bytes, LinkId]] = []
         self.challenge = b""
