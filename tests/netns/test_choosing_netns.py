@@ -6,9 +6,7 @@ the exit beside it, by two of those delays; from the client all exits are about 
 
 from __future__ import annotations
 
-import contextlib
 import json
-import signal
 import subprocess
 
 import pytest
@@ -32,15 +30,15 @@ class World(Fleet):
             self.server(host, number)
             with host:
                 self.sites[number] = Site(host.address, 80)
-        strict = f'{{ cidr = "{self.address(2)}/32", exit = 2, strict = true }}'
+                if number == 3:
+                    self.sites[81] = Site(host.address, 81)
+        strict = f'{{ cidr = "{self.address(3)}/32", port = 81, exit = 3, strict = true }}'
         self.me = self.client(
             self.net.host("laptop"),
             CLIENT,
-            more=f"[chooser]\nrules = [{strict}]\n" if self.is_strict else "",
+            more=f"[chooser]\nrules = [{strict}]\n",
         )
         wait_until(lambda: set(self.me.states().values()) == {"up"} and self.flights_are_known())
-
-    is_strict = False
 
     def address(self, number: int) -> str:
         return self.nodes[number].host.address
@@ -49,12 +47,20 @@ class World(Fleet):
         links = self.me.status()["links"]
         return len(links) == len(DELAYS_MS) and all(link["rtt_ms"] for link in links)
 
-    def visit(self, number: int, user: str = "") -> bool:
+    def visit(self, number: int, user: str = "", port: int = 80) -> bool:
         """Fetches something from the site beside exit `number`."""
         proxy = f"socks5h://{user}{'@' if user else ''}127.0.0.1:{ENTRY}"
         with self.me.host:
             done = subprocess.run(
-                ["curl", "-sS", "-m", "15", "-x", proxy, f"http://{self.address(number)}/100"],
+                [
+                    "curl",
+                    "-sS",
+                    "-m",
+                    "15",
+                    "-x",
+                    proxy,
+                    f"http://{self.address(number)}:{port}/100",
+                ],
                 capture_output=True,
                 timeout=20,
                 check=False,
@@ -68,9 +74,9 @@ class World(Fleet):
     def exit_of(self, number: int, session: str = "") -> int:
         return self.rows()[self.address(number), session]["exit"]
 
-    def explain(self, number: int) -> dict:
+    def explain(self, number: int, port: int = 80) -> dict:
         done = subprocess.run(
-            [*USERVPN, "explain", "--json", f"{self.address(number)}:80",
+            [*USERVPN, "explain", "--json", f"{self.address(number)}:{port}",
              "-c", str(self.me.process.config)],
             capture_output=True, text=True, timeout=20, check=True,
         )  # fmt: skip
@@ -83,20 +89,10 @@ class World(Fleet):
         super().__exit__(*error)
 
 
-class StrictWorld(World):
-    is_strict = True
-
-
-@contextlib.contextmanager
-def made(kind: type[World], folder):
-    with Lab() as lab, kind(lab, folder) as world:
-        yield world
-
-
-@pytest.fixture
-def world(tmp_path):
-    with made(World, tmp_path) as found:
-        yield found
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    with Lab() as lab, World(lab, tmp_path_factory.mktemp("world")) as made:
+        yield made
 
 
 def test_the_nearest_exit_wins_and_keeps_its_site_through_a_restart_until_it_dies(world):
@@ -145,13 +141,16 @@ def test_sessions_of_one_site_and_wishes_leave_at_different_places(world):
     assert world.exit_of(1, "one") == 1
 
 
-def test_strict_refuses_rather_than_to_leave_elsewhere(tmp_path):
-    with made(StrictWorld, tmp_path) as world:
-        assert world.visit(2) and world.exit_of(2) == 2
-        assert world.explain(2)["rule"].startswith("rule 1")
-        world.nodes[2].process.process.send_signal(signal.SIGKILL)
-        wait_until(lambda: world.me.row(2)["state"] != "up")
-        for _ in range(3):
-            assert not world.visit(2)
-        assert world.exit_of(2) == 2
-        assert world.visit(1)
+def test_strict_refuses_rather_than_to_leave_elsewhere(world):
+    """The rule is for port 81 alone; the site itself goes on living, only its exit dies."""
+    assert world.explain(3, 81)["rule"].startswith("rule 1")
+    assert world.visit(3, port=81) and world.exit_of(3) == 3
+    world.nodes[3].kill()
+    wait_until(lambda: world.me.row(3)["state"] != "up")
+    for _ in range(3):
+        assert not world.visit(3, port=81)
+    assert world.explain(3, 81)["exit"] == 3
+    wait_until(lambda: world.visit(3), 30)  # without the rule it moves
+    assert world.exit_of(3) != 3
+    assert not world.visit(3, port=81)
+    assert world.explain(3, 81)["exit"] in (None, 3)

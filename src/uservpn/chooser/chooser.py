@@ -143,7 +143,7 @@ class Chooser:
         if session is None:
             return self._begin(case, self.sessions.peek(case.key), False, now)
         exit = session.exit
-        if exit not in case.taken and not session.is_pinned and not self._fits(case, exit):
+        if exit not in case.taken and not session.is_pinned and not self.fits(case, exit):
             return self._begin(case, None, False, now)
         if not self.liveness.is_well(exit):
             stays = session.is_pinned or case.target.is_strict
@@ -210,7 +210,7 @@ class Chooser:
         session = self.sessions.peek(key)
         return session is not None and session.is_pinned
 
-    def _fits(self, case: Case, exit: NodeId) -> bool:
+    def fits(self, case: Case, exit: NodeId) -> bool:
         """May this exit carry the case? It is asked once."""
         if case.target.action is Action.AUTO and not case.target.avoid:
             case.taken.add(exit)

@@ -126,8 +126,8 @@ def _outcome(chooser: Chooser, case: Case, session: Session | None, now: float) 
     is_live = session is not None and chooser.sessions.is_live(session, at)
     pool = chooser.pool(case, now)
     if is_live and session is not None:
-        stays = session.is_pinned or case.target.is_strict
-        if stays or any(state.node == session.exit for state in pool):
+        is_strict = case.target.is_strict and chooser.fits(case, session.exit)
+        if session.is_pinned or is_strict or any(state.node == session.exit for state in pool):
             return {"exit": session.exit, "reason": session.reason, "detail": "the session's exit"}
         text = f"exit {session.exit} of the session is dead or no longer allowed"
     else:
