@@ -251,7 +251,8 @@ class Sender:
             peer.schedule.direct_bytes += size
             if self._table.relay_share:
                 peer.schedule.sent_direct(size, self._table.relay_share)
-        if state.owed_since is not None and path.heard_at > state.owed_since:
+        is_owed = state.owed_since is not None and not state.is_tentative  # that one owes an ANSWER
+        if is_owed and path.heard_at > (state.owed_since or 0.0):
             state.owed_since = None  # what was sent on it came; the reports took another link
         peer.contact.used(state, now)
         peer.contact.sent(state, path.inflight > 0, now)

@@ -54,13 +54,13 @@ def messages_a_minute(
     router has forgotten and a KEEPALIVE arrives from a new port, is proved and measured, and the one that
     it replaces is asked until it is given up. Who keeps bindings of a router alive, to be reached through
     them, speaks every `binding_s` seconds, or 10 % earlier, and now and then asks for a trial. Behind a
-    router that forgets (`is_natted`), each KEEPALIVE is one from a new port, whose proof is answered.
+    router that forgets (`is_natted`), each KEEPALIVE is one from a new port, which is proved and measured.
     """
     keepalive_s = min(keepalive_s, binding_s)
     kept = link_count * ceil(MINUTE_S / (0.9 * keepalive_s))
     if is_natted:
-        kept *= 7
-    return kept + 6 * dial_count + 18 * opened_count + 8
+        kept *= 12
+    return kept + 6 * dial_count + 24 * opened_count + 8
 
 
 class Laws:
