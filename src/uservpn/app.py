@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +22,7 @@ from uservpn import __version__
 from uservpn.chooser import report
 from uservpn.chooser.chooser import Chooser
 from uservpn.chooser.geo import distance_km
+from uservpn.chooser.memory import drop_changes
 from uservpn.chooser.site import site_of
 from uservpn.chooser.targets import Target, parse_target
 from uservpn.control.client import ControlError
@@ -204,7 +206,7 @@ class Service:
             near=distance_km,
         )
         self.memory = StateKeeper(self.chooser, state_dir, loop) if state_dir else None
-        changed = self.memory.changed if self.memory else lambda: None
+        changed = self.memory.changed if self.memory else partial(drop_changes, self.chooser)
         self.choosing = Choosing(self.chooser, self.driver, changed)
         self.pinger = Pinger(self.driver)
         self.entry: Entry | None = None

@@ -302,6 +302,17 @@ def test_trials_are_so_many_a_minute() -> None:
     assert budget.take(21.0) and not budget.take(21.0)
 
 
+def test_the_expected_round_trip_of_one_exit_is_that_of_all() -> None:
+    known = Knowledge()
+    for exit, count in ((1, 5), (2, 1)):
+        for _ in range(count):
+            known.replied("a.test", exit, 80.0 * exit, WALL)
+            known.tested("a.test", exit, 30.0 * exit, WALL)
+    expected = known.expected("a.test", WALL)
+    assert {exit: known.expected_at("a.test", exit, WALL) for exit in (1, 2)} == expected
+    assert known.expected_at("a.test", 3, WALL) is known.expected_at("b.test", 1, WALL) is None
+
+
 # ---- the order of decision -----------------------------------------------------------------------
 
 
@@ -639,6 +650,22 @@ def test_a_direct_target_gets_its_address_from_an_exit() -> None:
     assert (refused.exit, refused.is_direct, refused.fault) == (0, False, Fault.TIMEOUT)
 
 
+@pytest.mark.parametrize(
+    ("told", "kept"),
+    [
+        (("name.example",), ()),
+        (("192.0.2.7", "localhost", "fe80::1%lo", "127.1"), ("192.0.2.7",)),
+        (("2001:db8::7",), ("2001:db8::7",)),
+    ],
+)
+def test_an_exit_that_tells_a_name_for_an_address_is_not_followed(
+    told: tuple[str, ...], kept: tuple[str, ...]
+) -> None:
+    """It would be resolved here when it is dialled (R42)."""
+    payload = Finding(7, Fault.NONE, 1, 0.0, "", told).encode()
+    assert decode_tested(payload) == Finding(7, Fault.NONE, 1, 0.0, "", kept)
+
+
 def test_a_direct_number_needs_nobody() -> None:
     world = World(rules=FakeRules(("192.0.2.9", Target(Action.DIRECT, text="direct"))))
     assert world.visit("192.0.2.9").addresses == ("192.0.2.9",)
@@ -662,6 +689,74 @@ def test_a_rule_for_a_country_asks_where_the_site_is() -> None:
     other.asked.clear()
     other.visit()
     assert not other.asked
+
+
+def country_rule(number: int) -> FakeRules:
+    rule = Target(Action.EXIT, (Selector(number=number),), text=str(number))
+    return FakeRules(("a.example.com", rule), country="JP")
+
+
+def test_who_waits_for_a_country_goes_on_to_a_choice_of_its_own() -> None:
+    """Two sessions that begin at once are two, though they ask the same question."""
+    world = World(rules=country_rule(3))
+    chooser = world.chooser
+    found = [chooser.choose("a.example.com", 443, f"session={x}", world.now) for x in ("a", "b")]
+    for trial, name in zip(found, "ab", strict=True):
+        assert isinstance(trial, Trial)
+        trial.waiters.append(name)
+    world.country = "JP"
+    world.answer()
+    told = {name: choice.key for name, choice in chooser.take_decided()}
+    assert told == {"a": Key("example.com", "a"), "b": Key("example.com", "b")}
+
+
+def test_the_second_exit_is_waited_for_where_the_first_knows_no_country() -> None:
+    world = World(rules=country_rule(3))
+    trial = world.chooser.choose("a.example.com", 443, "", world.now)
+    assert isinstance(trial, Trial)
+    trial.waiters.append(None)
+    (token,) = {test.token for _, test in world.chooser.take_requests()}
+    world.chooser.tested(1, Finding(token, Fault.NONE), world.now + 0.02)
+    assert not trial.is_decided and trial.cut_at == pytest.approx(world.now + 0.3)
+    world.chooser.tested(2, Finding(token, Fault.NONE, country="JP"), world.now + 0.1)
+    ((_, choice),) = world.chooser.take_decided()
+    assert choice.exit == 3
+
+
+def test_a_country_that_nobody_could_be_asked_for_is_asked_for_soon_again() -> None:
+    """A laptop that wakes up has no link for a moment: that says nothing for an hour."""
+    world = World(rules=country_rule(3))
+    world.country = "JP"
+    world.mesh.unlinked.update((1, 2, 3))
+    world.visit()
+    world.mesh.unlinked.clear()
+    world.now += lookups.SOON_AGAIN_S + 1
+    assert world.visit()[:2] == (3, "rule a.example.com")
+
+
+def test_a_site_that_is_in_many_countries_keeps_the_first_until_it_is_forgotten() -> None:
+    """Else its rule, and with it the exit of its session, would change with each answer."""
+    world = World(rules=country_rule(3))
+    world.country = "JP"
+    assert world.visit().exit == 3
+    world.chooser.lookups.learn("example.com", "US")
+    assert world.visit().exit == 3
+    assert world.chooser.forget("example.com")
+    world.country = "US"
+    world.now += 1
+    assert world.visit().exit != 3
+
+
+def test_a_pin_that_comes_while_exits_are_asked_holds() -> None:
+    world = World()
+    trial = world.chooser.choose("a.example.com", 443, "", world.now)
+    assert isinstance(trial, Trial)
+    trial.waiters.append(None)
+    world.chooser.pin("example.com", 3, world.now)
+    world.answer()
+    ((_, choice),) = world.chooser.take_decided()
+    assert choice.exit == 3
+    assert world.visit()[:2] == (3, "pinned")
 
 
 def test_a_rule_that_came_later_moves_a_session_that_no_longer_fits() -> None:

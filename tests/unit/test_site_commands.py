@@ -110,6 +110,8 @@ def test_traffic_is_told_by_site_and_exit() -> None:
         {"host": "x" * 300},
         {"host": "x", "port": 0},
         {"host": "x", "user": 1},
+        {"host": "a\ud800.test"},
+        {"host": "a.test\n"},
     ],
 )
 def test_a_request_that_makes_no_sense_is_an_error(request_: dict) -> None:

@@ -13,15 +13,18 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from uservpn.app import Service
 from uservpn.chooser.affinity import Key
 from uservpn.chooser.chooser import Chooser
-from uservpn.chooser.memory import everything, restore, take_changes
+from uservpn.chooser.memory import everything, has_changes, restore, take_changes
 from uservpn.chooser.site import site_of
+from uservpn.control.config import Config, NetworkConfig, NodeConfig
 from uservpn.runtime.state_file import StateFile
 from uservpn.runtime.state_keeper import StateKeeper
 
@@ -138,6 +141,7 @@ def test_a_damaged_file_is_set_aside_and_that_is_said(tmp_path, caplog, damage):
     assert file.load() is None
     assert "set aside as chooser.damaged" in caplog.text
     assert (tmp_path / "chooser.damaged").exists()
+    assert not list(tmp_path.glob("chooser.sqlite*"))  # no log that would be read into a new file
     assert file.save(everything(chooser), AT, is_all=True) == ""
     file.close()
     assert state_of(saved_and_read(tmp_path)) == state_of(chooser)
@@ -208,6 +212,62 @@ def test_a_disk_that_cannot_be_written_is_said_once_and_tried_again(tmp_path, ca
         keeper.changed()
         await keeper.close()
         assert state_of(saved_and_read(folder)) == state_of(chooser)
+
+    run(main)
+
+
+def test_what_changes_while_it_is_written_is_written_too(tmp_path, monkeypatch):
+    """Nobody may come by afterwards to say that there is something new."""
+    monkeypatch.setattr("uservpn.runtime.state_keeper.SAVE_AFTER_S", 0.01)
+
+    async def main() -> None:
+        chooser = new_chooser()
+        keeper = StateKeeper(chooser, tmp_path, asyncio.get_running_loop())
+        save = keeper._file.save
+
+        def slow_save(*words):
+            loop.call_soon_threadsafe(meanwhile)
+            assert is_changed.wait(10)
+            return save(*words)
+
+        def meanwhile() -> None:
+            fill(chooser, 2)
+            keeper.changed()
+            is_changed.set()
+            keeper._file.save = save
+
+        loop, is_changed = asyncio.get_running_loop(), threading.Event()
+        keeper._file.save = slow_save
+        fill(chooser, 1)
+        keeper.changed()
+        async with asyncio.timeout(10):
+            while keeper._timer is not None or keeper._saving is not None:
+                await asyncio.sleep(0.005)
+        assert state_of(saved_and_read(tmp_path)) == state_of(chooser)
+        await keeper.close()
+
+    run(main)
+
+
+def test_a_write_that_fails_in_any_way_does_not_keep_the_node_from_closing(tmp_path, caplog):
+    async def main() -> None:
+        chooser = new_chooser()
+        keeper = StateKeeper(chooser, tmp_path, asyncio.get_running_loop())
+        chooser.sessions.begin(Key("no text: \ud800"), 1, "test", AT)
+        await keeper.close()
+
+    run(main)
+    assert "was not written" in caplog.text
+
+
+def test_who_keeps_no_memory_has_no_list_of_changes_that_grows():
+    async def main() -> None:
+        config = Config(NetworkConfig((bytes(32),)), NodeConfig(7, "client"))
+        service = Service(config, 1, asyncio.get_running_loop())
+        fill(service.chooser, 1)
+        service.choosing.changed()
+        assert not has_changes(service.chooser)
+        await service.close()
 
     run(main)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Final, NamedTuple, Protocol
 
 from uservpn.chooser.affinity import Key
@@ -94,6 +95,8 @@ class Case:
     answer: Choice | None = None
     """Where no exit has to be chosen: refused, or direct to an address."""
     want: Want = Want.NOTHING
+    until: float = inf
+    """Monotonic seconds: then the site's country, which nobody knew, may be asked for again."""
     taken: set[NodeId] = field(default_factory=set)
     """Exits that are known to fit the target."""
 

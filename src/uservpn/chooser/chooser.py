@@ -134,7 +134,9 @@ class Chooser:
 
     def choose(self, host: str, port: int, user: str, now: float) -> Choice | Trial:
         """Where a connection to `host`:`port` goes; a Trial: that has to be found out first."""
-        case = self._cases.get((host, port, user)) or self._new_case(host, port, user, now)
+        case = self._cases.get((host, port, user))
+        if case is None or now >= case.until:
+            case = self._new_case(host, port, user, now)
         if case.answer is not None:
             return case.answer
         if case.want is not Want.NOTHING:
@@ -176,6 +178,8 @@ class Chooser:
             target, reason, want = self._ruled(host, port, site, now)
         key = Key(site, ",".join(part for part in (scope, wish.session) if part))
         case = Case(host, port, user, key, target, reason)
+        if self._rules is not None:
+            case.until = self.lookups.unknown_until(site, now)
         if problem:
             case.answer = refusal(site, Fault.NOT_ALLOWED, problem)
         elif self._is_pinned(key):
@@ -227,11 +231,13 @@ class Chooser:
 
     def _look_up(self, case: Case, now: float) -> Choice | Trial:
         """Asks the two nearest exits for an address or a country."""
-        key = Key(case.host, f"\0{case.want.name}")
+        is_address = case.want is Want.ADDRESS
+        # an address is the same for all; by a country each goes on to a choice of its own
+        whose = "" if is_address else f"{case.port} {case.user}"
+        key = Key(case.host, f"\0{whose}")
         waiting = self.trials.waiting(key)
         if waiting is not None:
             return waiting
-        is_address = case.want is Want.ADDRESS
         addresses = self.lookups.addresses(case.host, now) if is_address else ()
         if addresses:
             return self._direct(case, addresses)
@@ -240,6 +246,7 @@ class Chooser:
         wait_s = RESOLVE_WAIT_S if is_address else self._wait_s
         self._drop_old(now)
         trial = self.trials.begin(case, key, linked[:LOOKUPS_MAX], now, wait_s, RESOLVE)
+        trial.needs_country = not is_address
         if not linked:
             trial.cut_at = now
         return trial
@@ -253,7 +260,8 @@ class Chooser:
             self.lookups.keep(case.host, trial.addresses, now)
             return self._direct(case, trial.addresses)
         if not trial.country:
-            self.lookups.nobody_knew(case.key.site, now)
+            is_sure = trial.is_complete and trial.winner() is not None
+            self.lookups.nobody_knew(case.key.site, is_sure, now)
             self._cases.clear()
         return self.choose(case.host, case.port, case.user, now)
 
@@ -327,6 +335,9 @@ class Chooser:
         """`is_fresh`: the other exits were looked at just now."""
         at = now + self.wall_s()
         key = case.key
+        pinned = self.sessions.peek(key)
+        if pinned is not None and pinned.is_pinned:  # while the exits were asked
+            return Choice(pinned.exit, pinned.reason, key, key.site)
         if moved_from is None:
             session = self.sessions.begin(key, exit, reason, at)
         else:
@@ -479,7 +490,7 @@ class Chooser:
 
     def expected_ms(self, choice: Choice, now: float) -> float | None:
         """The first round trip to expect."""
-        return self.knowledge.expected(choice.site, now + self.wall_s()).get(choice.exit)
+        return self.knowledge.expected_at(choice.site, choice.exit, now + self.wall_s())
 
     def ended(self, choice: Choice, bytes_in: int, bytes_out: int) -> None:
         """A connection is over."""
@@ -501,4 +512,5 @@ class Chooser:
         """Ends the site's sessions and all knowledge of it; False: there was nothing."""
         self._cases.clear()
         sessions = self.sessions.forget(site)
-        return self.knowledge.forget(site) or bool(sessions)
+        has_country = self.lookups.forget(site)
+        return self.knowledge.forget(site) or bool(sessions) or has_country

@@ -6,11 +6,14 @@ Bounded: addresses are kept for a minute, countries for as long as there is room
 from __future__ import annotations
 
 from collections import OrderedDict
+from math import inf
 from typing import Final
 
 COUNTRIES_MAX: Final = 4096
 COUNTRY_AGAIN_S: Final = 3600.0
 """A country that no exit knew is asked for again after so long."""
+SOON_AGAIN_S: Final = 10.0
+"""And after so long where nobody could be asked, or not all answered."""
 ADDRESS_KEPT_S: Final = 60.0
 ADDRESSES_MAX: Final = 1024
 
@@ -33,9 +36,18 @@ class Lookups:
             return ""
         return country
 
+    def unknown_until(self, site: str, now: float) -> float:
+        """When its country, which nobody knew, is asked for again; `inf`: that is no question now."""
+        until = self._unknown.get(site, 0.0)
+        return until if now < until and site not in self.countries else inf
+
     def learn(self, site: str, country: str) -> bool:
-        """An exit told; False: that was known."""
-        if self.countries.get(site) == country:
+        """An exit told; False: one was known.
+
+        The first word counts until the site is forgotten: one that is served from many countries
+        would change its rule, and its exit, with each answer.
+        """
+        if site in self.countries:
             return False
         self.countries[site] = country
         self.changed.add(site)
@@ -43,11 +55,19 @@ class Lookups:
             self.changed.add(self.countries.popitem(last=False)[0])
         return True
 
-    def nobody_knew(self, site: str, now: float) -> None:
-        """Its country was asked for, in vain."""
+    def forget(self, site: str) -> bool:
+        """Its country is to be found out again; False: it was not known."""
+        self._unknown.pop(site, None)
+        if self.countries.pop(site, None) is None:
+            return False
+        self.changed.add(site)
+        return True
+
+    def nobody_knew(self, site: str, is_sure: bool, now: float) -> None:
+        """Its country was asked for, in vain; `is_sure`: by all who were asked."""
         if len(self._unknown) >= COUNTRIES_MAX:
             self._unknown.clear()
-        self._unknown[site] = now + COUNTRY_AGAIN_S
+        self._unknown[site] = now + (COUNTRY_AGAIN_S if is_sure else SOON_AGAIN_S)
 
     def addresses(self, host: str, now: float) -> tuple[str, ...]:
         """Of a host; empty: they have to be asked for."""

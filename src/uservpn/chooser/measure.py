@@ -289,6 +289,15 @@ class Knowledge:
                 found[exit] = test + own
         return found
 
+    def expected_at(self, site: str, exit: NodeId, now: float) -> float | None:
+        """As `expected`, of one exit; mostly without a look at the others."""
+        pair = self._sites.get(site, {}).get(exit)
+        if pair is None:
+            return None
+        if pair.real.count(now) >= SAMPLES_MIN:
+            return pair.real.mean(now)
+        return self.expected(site, now).get(exit)
+
     def has_answered(self, site: str, exit: NodeId) -> bool:
         """Did this site ever give a reply through this exit?"""
         pair = self.pairs(site).get(exit)

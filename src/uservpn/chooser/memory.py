@@ -59,6 +59,11 @@ class Changes(NamedTuple):
         return any(self[:])
 
 
+def has_changes(chooser: Chooser) -> bool:
+    """Would `take_changes` return something?"""
+    return bool(chooser.sessions.changed or chooser.knowledge.changed or chooser.lookups.changed)
+
+
 def take_changes(chooser: Chooser) -> Changes:
     """What changed since this was last called."""
     sessions, knowledge = chooser.sessions, chooser.knowledge
@@ -80,10 +85,15 @@ def take_changes(chooser: Chooser) -> Changes:
             changes.countries.append((site, chooser.lookups.countries[site]))
         else:
             changes.gone_countries.append((site,))
-    sessions.changed.clear()
-    knowledge.changed.clear()
-    chooser.lookups.changed.clear()
+    drop_changes(chooser)
     return changes
+
+
+def drop_changes(chooser: Chooser) -> None:
+    """Nothing counts as changed: for who keeps no memory, so that no list of it grows."""
+    chooser.sessions.changed.clear()
+    chooser.knowledge.changed.clear()
+    chooser.lookups.changed.clear()
 
 
 def everything(chooser: Chooser) -> Changes:

@@ -44,7 +44,7 @@ def sites(chooser: Chooser, now: float) -> list[dict[str, Any]]:
     at = now + chooser.wall_s()
     rows = []
     for key, session in reversed(chooser.sessions.items()[-ROWS_MAX:]):
-        expected = chooser.knowledge.expected(key.site, at).get(session.exit)
+        expected = chooser.knowledge.expected_at(key.site, session.exit, at)
         rows.append(
             {
                 "site": key.site,
@@ -65,7 +65,9 @@ def traffic(chooser: Chooser, now: float) -> list[dict[str, Any]]:
     """What each site has moved through each exit, the site used last first."""
     at = now + chooser.wall_s()
     rows: list[dict[str, Any]] = []
-    for site in reversed(chooser.knowledge.sites[-ROWS_MAX:]):
+    for site in reversed(chooser.knowledge.sites):
+        if len(rows) >= ROWS_MAX:
+            break
         session = chooser.sessions.peek(Key(site))
         for exit, pair in chooser.knowledge.pairs(site).items():
             if not pair.connections and not pair.real.count(at):

@@ -19,6 +19,7 @@ What comes later is a sample like any other.
 from __future__ import annotations
 
 import struct
+from ipaddress import ip_address
 from typing import Any, Final, NamedTuple
 
 from uservpn.chooser.affinity import Key
@@ -94,21 +95,29 @@ def decode_test(payload: bytes) -> Inquiry | None:
 
 
 def decode_tested(payload: bytes) -> Finding | None:
-    """None: it is none that this version understands."""
+    """None: it is none that this version understands. Its addresses are numeric."""
     if len(payload) < _TESTED.size:
         return None
     version, token, fault, resolve_ms, connect_us, country = _TESTED.unpack_from(payload)
     try:
         code = Fault(fault)
         text = country.rstrip(b"\0").decode("ascii")
-        addresses = payload[_TESTED.size :].decode("ascii").split()
+        words = payload[_TESTED.size :].decode("ascii").split()[:ADDRESSES_MAX]
     except ValueError:  # UnicodeDecodeError is one
         return None
-    if version != VERSION or (text and not text.isalpha()):
+    if version != VERSION or (text and not (len(text) == 2 and text.isalpha())):
         return None
-    return Finding(
-        token, code, resolve_ms, connect_us / 1000, text.upper(), tuple(addresses[:ADDRESSES_MAX])
-    )
+    addresses = tuple(word for word in words if _is_numeric(word))
+    return Finding(token, code, resolve_ms, connect_us / 1000, text.upper(), addresses)
+
+
+def _is_numeric(address: str) -> bool:
+    """A name would be resolved here when it is dialled; a zone is one of the exit's own."""
+    try:
+        ip_address(address)
+    except ValueError:
+        return False
+    return "%" not in address
 
 
 class Trial:
@@ -129,6 +138,7 @@ class Trial:
         "key",
         "last",
         "moved_from",
+        "needs_country",
         "sums",
         "token",
         "waiters",
@@ -157,6 +167,8 @@ class Trial:
         """When it ends whatever came."""
         self.is_lookup = is_lookup
         """Nobody connects: the first good answer is all that is wanted."""
+        self.needs_country = False
+        """Of a look-up: an answer that does not know the country is not what is wanted."""
         self.country = ""
         self.addresses: tuple[str, ...] = ()
         self.fault = Fault.TIMEOUT
@@ -189,7 +201,8 @@ class Trial:
             if flight is None:
                 flight = max(0.0, elapsed_s * 1000 - tested.resolve_ms - tested.connect_ms)
             sum_ms = flight + tested.connect_ms
-            if not self._is_settling:
+            is_wanted = bool(tested.country) or not self.needs_country
+            if is_wanted and not self._is_settling:
                 self._is_settling = True
                 self.cut_at = min(self.cut_at, now + SETTLE * flight / 1000)
         self.country = self.country or tested.country
@@ -205,7 +218,7 @@ class Trial:
         if best >= NEVER_MS:
             return False
         if self.is_lookup:
-            return True
+            return bool(self.country) or not self.needs_country
         silent = (self.asked[exit] for exit in self.asked if exit not in self.sums)
         return all(flight is not None and flight >= best for flight in silent)
 

@@ -82,7 +82,7 @@ class Trials:
         if trial.is_decided:
             return False
         trial.is_decided = True
-        if trial.is_waited_for:
+        if self._waiting.get(trial.key) is trial:
             del self._waiting[trial.key]
         return trial.is_waited_for
 

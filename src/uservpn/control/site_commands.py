@@ -49,7 +49,7 @@ def answer_about_sites(
 
 def _text(request: Mapping[str, Any], key: str) -> str:
     text = request.get(key)
-    if not isinstance(text, str) or not 0 < len(text) <= HOST_MAX:
+    if not isinstance(text, str) or not 0 < len(text) <= HOST_MAX or not text.isprintable():
         raise UservpnError(f"{key}: a host name or an address is needed")
     return text
 

@@ -159,14 +159,18 @@ class StateFile:
         return db.execute(f"{query} LIMIT {ROWS_MAX}").fetchall()
 
     def _set_aside(self, error: Exception) -> None:
-        """Nothing is lost that somebody might still want to look at."""
+        """Nothing is lost that somebody might still want to look at.
+
+        The log goes first: after a kill in between, it must not be read into another file.
+        """
         with contextlib.suppress(Exception):
             self.close()
         aside = self.path.with_suffix(".damaged")
         log.warning("%s is damaged (%s): set aside as %s", self.path, error, aside.name)
         try:
-            self.path.replace(aside)
             for side in _SIDES:
-                Path(f"{self.path}{side}").unlink(missing_ok=True)
+                with contextlib.suppress(FileNotFoundError):
+                    Path(f"{self.path}{side}").replace(f"{aside}{side}")
+            self.path.replace(aside)
         except OSError as trouble:
             log.warning("%s cannot be set aside: %s", self.path, trouble.strerror)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from uservpn.chooser.chooser import Chooser
-from uservpn.chooser.memory import everything, restore, take_changes
+from uservpn.chooser.memory import everything, has_changes, restore, take_changes
 from uservpn.runtime.clock import monotonic, wall_offset
 from uservpn.runtime.state_file import StateFile
 
@@ -43,21 +43,24 @@ class StateKeeper:
             log.warning("%s: %d rows made no sense", self._file.path, bad)
 
     def changed(self) -> None:
-        """There may be something to write."""
+        """There may be something to write; what comes while a write is under way is seen at its end."""
         if self._timer is None and self._saving is None and not self._is_closed:
             delay = RETRY_S if self._is_all else SAVE_AFTER_S
             self._timer = self._loop.call_later(delay, self._start)
 
     async def close(self) -> None:
-        """Writes what is new."""
+        """Writes what is new. Never raises: what cannot be written is said."""
         self._is_closed = True
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         if self._saving is not None:
-            await self._saving
-        await self._save()
-        self._file.close()
+            await asyncio.wait((self._saving,))
+        try:
+            await self._save()
+            self._file.close()
+        except Exception:
+            log.exception("the chooser's memory was not written")
 
     def _start(self) -> None:
         self._timer = None
@@ -69,6 +72,8 @@ class StateKeeper:
         if not task.cancelled() and task.exception() is not None:
             log.error("the chooser's memory was not written", exc_info=task.exception())
             self._is_all = True
+        if self._is_all or has_changes(self._chooser):
+            self.changed()
 
     async def _save(self) -> None:
         is_all = self._is_all
