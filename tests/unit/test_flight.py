@@ -144,6 +144,30 @@ def test_a_clock_that_is_stepped_is_noticed_and_measured_anew():
         assert abs(client.node.flights.offset(1) - step) < MS
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_jitter_is_not_taken_for_a_clock_that_was_stepped(seed):
+    """Delays that vary by more than the shortest flight: no probe follows from that."""
+    rng = random.Random(seed)
+    world = World(seed=seed)
+    _both(world, 7, 1, 0.001, 0.1)  # the clocks are compared while one way is slow
+    server = world.add(1)
+    client = world.add(7, HOME)
+    world.run(3)
+    stream = client.node.open(1, "site.test", 80, None, world.now)
+    client.send(stream, b"x")
+    world.settle(client)
+    world.run(1)
+    back = server.offered[-1][0]
+    world.tap.clear()
+    for _ in range(60):
+        _both(world, 1, 7, rng.uniform(0.001, 0.1), rng.uniform(0.001, 0.1))
+        server.send(back, bytes(100))
+        world.settle(server)
+        world.run(1.1)
+    kinds = [client.codec.open(head).kind for _, head, _ in world.tap]
+    assert kinds.count(Kind.PROBE) == 0 and client.node.flights.offset(1) is not None
+
+
 def test_steps_of_our_own_clock_change_nothing_but_the_difference():
     world = World()
     world.add(1)

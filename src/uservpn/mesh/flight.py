@@ -85,6 +85,11 @@ class ClockFilter:
         assert self._best is not None
         return self._best.offset_s
 
+    def error(self, now: float) -> float:
+        """By how much `offset` may be wrong, seconds: half the round trip, the drift since, and stamps."""
+        assert self._best is not None
+        return self._best.delay_s / 2 + DRIFT * (now - self._best.at) + 2 * STAMP_S
+
 
 def unwrap(stamp: bytes, near_s: float) -> float:
     """The time that a stamp of 3 bytes tells, seconds: the one closest to `near_s`, within 2.3 hours."""

@@ -92,7 +92,7 @@ class Flights:
             return
         sent_at = unwrap(header.stamp, clock.offset() + now) - clock.offset()
         flown_s = now - sent_at
-        if flown_s < -2 * STAMP_S:  # before it was sent: the clock over there was stepped
+        if flown_s < -clock.error(now):  # before it was sent: the clock over there was stepped
             clock.clear()
             state.in_s = None
             self._table.probe(peer, link, now)
