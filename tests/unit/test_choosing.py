@@ -813,12 +813,20 @@ def test_sessions_look_at_others_now_and_then_without_waiting() -> None:
 
 def test_tests_are_bounded_and_then_the_best_known_counts() -> None:
     world = World()
-    for number in range(40):
+    for number in range(80):
         world.now = 1000.0
         world.visit(f"site{number}.test")
-    assert world.chooser.trials.trial_count == 30
-    assert world.chooser.trials.asked_count == len(world.asked) == 90
+    assert world.chooser.trials.trial_count == 60
+    assert world.chooser.trials.asked_count == len(world.asked) == 180
     assert world.visit("another.test").reason == "owner's order"
+
+
+def test_a_busy_exit_is_no_slow_one() -> None:
+    """Its LIMIT says nothing of the site."""
+    world = World()
+    world.fault = Fault.LIMIT
+    world.visit()
+    assert not world.chooser.knowledge.expected("example.com", WALL + world.now)
 
 
 def test_every_table_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

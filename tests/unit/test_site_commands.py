@@ -82,6 +82,9 @@ def test_pins_by_number_and_name_and_forgetting() -> None:
     assert world.visit().exit == 3
     assert ask(world, "pin", site="example.com", exit=1)["exit"] == 1
     assert explain(world)["session"]["expires"] is None
+    assert ask(world, "pin", site="unvisited.test", exit=2)["exit"] == 2
+    rows = {row["site"]: row for row in ask(world, "sites")["sites"]}
+    assert rows["unvisited.test"]["now"] == "pinned" and rows["unvisited.test"]["exit"] == 2
     for wrong in ("nowhere", 9, "", "a b"):
         with pytest.raises(UservpnError):
             ask(world, "pin", site="example.com", exit=wrong)

@@ -382,7 +382,9 @@ class Chooser:
         site = trial.case.key.site
         if sum_ms < NEVER_MS:
             self.liveness.speaks(exit)
-        if not trial.is_lookup:
+        if (
+            not trial.is_lookup and finding.fault is not Fault.LIMIT
+        ):  # that says nothing of the site
             self.knowledge.tested(site, exit, sum_ms, now + self.wall_s())
         if finding.country and self.lookups.learn(site, finding.country) and self._rules:
             self._cases.clear()  # rules may ask for a site's country

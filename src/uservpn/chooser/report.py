@@ -10,8 +10,9 @@ from typing import Any, Final
 from uservpn.chooser.affinity import Key, Session
 from uservpn.chooser.cases import Case, ExitState, Want
 from uservpn.chooser.chooser import Chooser
-from uservpn.chooser.measure import Series
+from uservpn.chooser.measure import Pair, Series
 from uservpn.chooser.targets import Pick
+from uservpn.types import NodeId
 
 ROWS_MAX: Final = 1000
 """Sites in one report; those used last are told."""
@@ -62,30 +63,43 @@ def sites(chooser: Chooser, now: float) -> list[dict[str, Any]]:
 
 
 def traffic(chooser: Chooser, now: float) -> list[dict[str, Any]]:
-    """What each site has moved through each exit, the site used last first."""
+    """Sites with their exits, present and past, and what they moved; the site used last first."""
     at = now + chooser.wall_s()
+    sessions: dict[str, dict[NodeId, list[str]]] = {}
+    order = dict.fromkeys(reversed(chooser.knowledge.sites))
+    for key, session in reversed(chooser.sessions.items()):
+        if chooser.sessions.is_live(session, at):
+            text = f"{session.reason} ({key.session})" if key.session else session.reason
+            sessions.setdefault(key.site, {}).setdefault(session.exit, []).append(text)
+            order.setdefault(key.site)
     rows: list[dict[str, Any]] = []
-    for site in reversed(chooser.knowledge.sites):
+    for site in order:
         if len(rows) >= ROWS_MAX:
             break
-        session = chooser.sessions.peek(Key(site))
-        for exit, pair in chooser.knowledge.pairs(site).items():
-            if not pair.connections and not pair.real.count(at):
-                continue
-            is_here = session is not None and session.exit == exit
-            rows.append(
-                {
-                    "site": site,
-                    "exit": exit,
-                    "now": session.reason if is_here and session is not None else None,
-                    "first_rtt_ms": _round(pair.real.mean(at)),
-                    "samples": pair.real.count(at),
-                    "connections": pair.connections,
-                    "bytes_in": pair.bytes_in,
-                    "bytes_out": pair.bytes_out,
-                }
-            )
+        pairs = chooser.knowledge.pairs(site)
+        present = sessions.get(site, {})
+        used = (exit for exit, pair in pairs.items() if pair.connections or pair.real.count(at))
+        rows += [
+            _traffic_row(site, exit, present.get(exit), pairs.get(exit), at)
+            for exit in sorted({*present, *used})
+        ]
     return rows[:ROWS_MAX]
+
+
+def _traffic_row(
+    site: str, exit: NodeId, reasons: list[str] | None, pair: Pair | None, at: float
+) -> dict[str, Any]:
+    pair = pair or Pair()
+    return {
+        "site": site,
+        "exit": exit,
+        "now": ", ".join(reasons) if reasons else None,
+        "first_rtt_ms": _round(pair.real.mean(at)),
+        "samples": pair.real.count(at),
+        "connections": pair.connections,
+        "bytes_in": pair.bytes_in,
+        "bytes_out": pair.bytes_out,
+    }
 
 
 def counts(chooser: Chooser) -> dict[str, int]:

@@ -37,7 +37,8 @@ SETTLE: Final = 0.75
 """How much longer than for the first good answer is waited for a better one, in round trips to the exit
 that gave it."""
 CANDIDATES_MAX: Final = 8
-TRIALS_PER_MINUTE: Final = 30
+TRIALS_PER_MINUTE: Final = 60
+"""As many at once: a page of today has parts from dozens of sites."""
 TRIALS_MAX: Final = 256
 """Trials whose last answers are still waited for; the oldest goes."""
 TRIAL_LIFE_S: Final = 15.0

@@ -31,7 +31,7 @@ from uservpn.runtime.kept import KeptConnections, Waiting
 from uservpn.types import NodeId
 
 log: Final = logging.getLogger("uservpn")
-TESTS_PER_CLIENT_MAX: Final = 32
+TESTS_PER_CLIENT_MAX: Final = 64
 """At once."""
 TESTS_PER_MINUTE: Final = 240
 CLIENTS_MAX: Final = 254
