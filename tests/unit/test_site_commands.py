@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from test_choosing import FakeRules, World
 from uservpn.chooser import report
 from uservpn.chooser.affinity import Key
-from uservpn.chooser.targets import Action, Target
+from uservpn.chooser.targets import Action, Selector, Target
 from uservpn.cli.sites import explain_lines
 from uservpn.control.site_commands import answer_about_sites
-from uservpn.control.status import render_candidates, render_sites
+from uservpn.control.status import render, render_candidates, render_sites
 from uservpn.errors import UservpnError
 
 
@@ -90,6 +92,28 @@ def test_pins_by_number_and_name_and_forgetting() -> None:
             ask(world, "pin", site="example.com", exit=wrong)
     assert ask(world, "forget", site="example.com")["is_known"]
     assert not ask(world, "forget", site="example.com")["is_known"]
+
+
+def test_a_site_whose_country_decides_is_said_to_wait_for_it() -> None:
+    rules = FakeRules(
+        ("a.example.com", Target(Action.EXIT, (Selector(number=3),), text="3")),
+        ("here.example", Target(Action.DIRECT, text="direct")),
+        country="JP",
+    )
+    world = World(rules=rules)
+    said = "\n".join(explain_lines(explain(world)))
+    assert "depends on the country" in said and "no exit" not in said
+    world.chooser.lookups.learn("here.example", "JP")
+    assert "leaves at: this node itself" in "\n".join(explain_lines(explain(world, "here.example")))
+
+
+def test_when_a_session_ends_is_told_as_a_time_people_read() -> None:
+    world = World()
+    world.visit()
+    sites = report.sites(world.chooser, world.now)
+    shown = render({"sites": sites, "version": 1})
+    assert time.strftime("%Y-%m-%d %H:%M", time.localtime(sites[0]["expires"])) in shown
+    assert "?" in render({"sites": [{"expires": 1e300}], "version": 1})
 
 
 def test_traffic_is_told_by_site_and_exit() -> None:

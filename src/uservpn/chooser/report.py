@@ -22,6 +22,7 @@ def explain(chooser: Chooser, host: str, port: int, user: str, now: float) -> di
     """Where a connection would go now and why, and what is known of every exit for it.
 
     `is_asked`: the exits would be asked first, and `exit` is the best known until then.
+    `is_direct`: it leaves from this node itself.
     """
     case = chooser.case(host, port, user, now)
     at = now + chooser.wall_s()
@@ -35,6 +36,7 @@ def explain(chooser: Chooser, host: str, port: int, user: str, now: float) -> di
         "rule": case.reason if case.reason.startswith("rule") else None,
         "target": str(case.target),
         "is_asked": False,
+        "is_direct": False,
         **_outcome(chooser, case, session, now),
         "candidates": _candidates(chooser, case, now),
     }
@@ -135,10 +137,11 @@ def _outcome(chooser: Chooser, case: Case, session: Session | None, now: float) 
     if case.answer is not None and case.answer.fault:
         return {"exit": None, "reason": "refused", "detail": case.answer.detail}
     if case.answer is not None or case.want is Want.ADDRESS:
-        return {"exit": None, "reason": case.reason, "detail": "this node connects itself"}
+        text = "this node connects itself"
+        return {"exit": None, "reason": case.reason, "detail": text, "is_direct": True}
     if case.want is Want.COUNTRY:
         text = "a rule asks where the site is, and an exit has to tell"
-        return {"exit": None, "reason": "country", "detail": text}
+        return {"exit": None, "reason": "country", "detail": text, "is_asked": True}
     is_live = session is not None and chooser.sessions.is_live(session, at)
     pool = chooser.pool(case, now)
     if is_live and session is not None:

@@ -34,7 +34,11 @@ def explain_lines(answer: Mapping[str, Any]) -> list[str]:
     site, exit = plain(answer["site"]), answer["exit"]
     country = f" (in {plain(answer['country'])})" if answer["country"] else ""
     where = "no exit" if exit is None else f"exit {exit}"
-    if answer["is_asked"]:
+    if answer["is_direct"]:
+        where = "this node itself, no exit"
+    elif answer["reason"] == "country":
+        where = "that depends on the country of the site, which is asked for first"
+    elif answer["is_asked"]:
         asked = "the exits are asked to connect, and the fastest is taken"
         where = asked if exit is None else f"{asked}; until then the best known is exit {exit}"
     lines = [

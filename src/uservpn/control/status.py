@@ -8,6 +8,7 @@ escaped: nothing in a document can steer a terminal. A key that is absent shows 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from time import localtime, strftime
 from typing import Any, Final
 
 STATUS_VERSION: Final = 1
@@ -153,6 +154,18 @@ def _share(name: str) -> Column:
     return name, lambda row: _number(row.get(name), lambda share: f"{share:.1%}")
 
 
+def _time(name: str) -> Column:
+    """Unix time, shown as this machine's local time."""
+    return name, lambda row: _number(row.get(name), _local_time)
+
+
+def _local_time(at: float) -> str:
+    try:
+        return strftime("%Y-%m-%d %H:%M", localtime(at))
+    except (ValueError, OverflowError, OSError):  # no time of this world
+        return "?"
+
+
 def _length(name: str) -> Column:
     return name, lambda row: _number(row.get(name), format_age)
 
@@ -237,10 +250,11 @@ _SECTIONS: Final[Mapping[str, Sequence[Column]]] = {
     ),
     "sites": (
         _field("site"),
+        _field("session"),
         _field("exit"),
         _field("reason"),
         _milliseconds("first_rtt_ms"),
         _field("samples"),
-        _field("expires"),
+        _time("expires"),
     ),
 }
