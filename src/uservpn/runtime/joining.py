@@ -19,7 +19,7 @@ from uservpn.wire.keys import KeyRing
 from uservpn.wire.session import Session
 
 DIAL_LIMIT_S: Final = 8.0
-ANSWER_LIMIT_S: Final = 6.0
+ANSWER_LIMIT_S: Final = 4.0
 AGAIN_S: Final = 1.0
 """The question is repeated so often: datagrams may be lost, and the clock may have been put right."""
 
