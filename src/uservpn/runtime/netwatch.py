@@ -33,7 +33,7 @@ _ADDRESS: Final = struct.Struct("=BBBBI")
 _ATTRIBUTE: Final = struct.Struct("=HH")
 _IFA_ADDRESS: Final = 1
 _IFA_LOCAL: Final = 2
-_UNUSABLE: Final = 0x08 | 0x20 | 0x40  # duplicate, deprecated, tentative
+_UNUSABLE: Final = 0x08 | 0x40  # duplicate, tentative; a deprecated one serves what stands
 _CARRIES: Final = 0x1 | 0x40 | 0x10000  # up, running, lower up
 _FAR: Final = ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1"))
 """Documentation addresses (RFC 5737, RFC 3849): the way there is the way to anywhere; nothing is sent."""
