@@ -217,7 +217,8 @@ class Contact:
         if dialled or is_unproved:
             state.owed_since = now  # it has to answer once: a wrong key would never
         if state.is_unproved:
-            state.retry_s = PUNCH_RETRY_S
+            rtts = [other.rtt_s for other in self.links if other.rtt_s is not None]
+            state.retry_s = max(PUNCH_RETRY_S, 1.5 * min(rtts, default=0.0))
         if state.is_unproved:
             accepted = [other for other in self.unproved if not other.dialled]
             if len(accepted) >= UNPROVED_MAX and not dialled:

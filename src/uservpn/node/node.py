@@ -736,7 +736,7 @@ class Node:
             return
         was_linked = bool(peer.contact.links)
         was_unproved = state.is_unproved
-        has_moved = was_unproved and peer.contact.replaces(state)
+        has_moved = was_unproved and peer.is_needed() and peer.contact.replaces(state)
         peer.contact.proved(state, now)
         if was_unproved:
             path = self.links[state.link].path
