@@ -495,6 +495,13 @@ def test_bytes_that_are_not_utf8_are_an_error_with_their_line(tmp_path: Path) ->
         load(path)
 
 
+def test_a_pipe_for_a_file_is_an_error_not_a_wait(tmp_path: Path) -> None:
+    """A reload would never come back from it, and no signal be heard."""
+    os.mkfifo(tmp_path / "c.toml")
+    with pytest.raises(ConfigError, match="no regular file"):
+        load(tmp_path / "c.toml")
+
+
 def test_a_missing_file_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no such file \(write a new one with: uservpn init\)"):
         load(tmp_path / "c.toml")

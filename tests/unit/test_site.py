@@ -58,6 +58,7 @@ def test_as_publicsuffixlist_has_it(suffix: str, labels: list[str]) -> None:
         ("WWW.Example.COM.", "example.com"),
         ("a.b.foo.github.io", "foo.github.io"),
         ("github.io", "github.io"),
+        ("10.127.1", "10.127.1"),
         ("co.uk", "co.uk"),
         ("www.ck", "www.ck"),
         ("a.www.ck", "www.ck"),

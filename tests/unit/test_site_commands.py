@@ -94,6 +94,18 @@ def test_pins_by_number_and_name_and_forgetting() -> None:
     assert not ask(world, "forget", site="example.com")["is_known"]
 
 
+def test_a_strict_session_whose_exit_died_is_said_to_be_refused() -> None:
+    rule = Target(Action.EXIT, (Selector(number=2),), is_strict=True, text="2")
+    world = World(rules=FakeRules(("a.example.com", rule)))
+    assert world.visit().exit == 2
+    assert explain(world)["exit"] == 2
+    world.mesh.unlinked.add(2)
+    world.chooser.exit_died(2)
+    answer = explain(world)
+    assert (answer["exit"], answer["reason"]) == (None, "refused")
+    assert "exit 2 is dead" in answer["detail"]
+
+
 def test_a_site_whose_country_decides_is_said_to_wait_for_it() -> None:
     rules = FakeRules(
         ("a.example.com", Target(Action.EXIT, (Selector(number=3),), text="3")),

@@ -147,6 +147,10 @@ def _outcome(chooser: Chooser, case: Case, session: Session | None, now: float) 
     if is_live and session is not None:
         is_strict = case.target.is_strict and chooser.fits(case, session.exit)
         if session.is_pinned or is_strict or any(state.node == session.exit for state in pool):
+            word = chooser.liveness.word(session.exit, now)
+            if chooser.liveness.is_gone(session.exit, now):
+                text = f"the session's exit {session.exit} is {word}, and it may leave nowhere else"
+                return {"exit": None, "reason": "refused", "detail": text}
             return {"exit": session.exit, "reason": session.reason, "detail": "the session's exit"}
         text = f"exit {session.exit} of the session is dead or no longer allowed"
     else:

@@ -2,8 +2,8 @@
 
 A site is what keeps one exit for a session, so `www.example.co.uk` and `cdn.example.co.uk` are one
 site, `example.co.uk`, while `a.github.io` and `b.github.io`, which belong to different people, are
-two: the list's private section counts. A numeric address is its own site; so are a name of one label,
-and a name that is a public suffix itself.
+two: the list's private section counts. A numeric address is its own site, in forms such as `127.1` too;
+so are a name of one label, and a name that is a public suffix itself.
 
 The list is loaded at the first question and stays the one text it is (0.2 MiB): a top-level domain's
 part of it is searched as a whole, 50 us for `.com`, 1 us for most. Answers are kept for the hosts asked
@@ -27,7 +27,7 @@ def site_of(host: str) -> str:
     """The site of `host`, a name or a numeric address in any spelling; names in ASCII form."""
     host = normal_host(host)
     labels = host.split(".")
-    if "" in labels or number_of(host) is not None:
+    if "" in labels or labels[-1].isdecimal() or number_of(host) is not None:
         return host
     count = _suffix_count(labels) + 1
     return host if count >= len(labels) else ".".join(labels[-count:])

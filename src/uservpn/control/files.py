@@ -22,16 +22,22 @@ class Content:
 
 
 def read_file(path: Path, size_max: int) -> Content | str:
-    """The content of a regular file, or what stands in the way."""
+    """The content of a regular file, or what stands in the way; never waits for a writer."""
     try:
-        with open(path, "rb") as file:
-            data = file.read(size_max + 1)
+        with open(path, "rb", opener=_open_at_once) as file:
             mode = os.fstat(file.fileno()).st_mode
+            if not stat.S_ISREG(mode):
+                return "no regular file"
+            data = file.read(size_max + 1)
     except FileNotFoundError:
         return "no such file"
     except (OSError, ValueError) as error:
         return f"cannot be read ({getattr(error, 'strerror', None) or error})"
     return f"larger than {size_max} bytes" if len(data) > size_max else Content(data, mode)
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def database_fault(path: Path) -> str | None:
