@@ -178,7 +178,7 @@ class Schedule:
                 self.put_away(state.link, now)
                 self.current = other.link
                 return Choice(other, other_path, left=path)
-            if now >= record.asked_at + ASK_EVERY_S or record.asked_at <= path.heard_at:
+            if now >= record.asked_at + ASK_EVERY_S or record.asked_at < path.heard_at:
                 record.asked_at = now
                 ask = other
         return Choice(state, path, ask=ask)
