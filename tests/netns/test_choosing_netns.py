@@ -149,7 +149,7 @@ def test_strict_refuses_rather_than_to_leave_elsewhere(world):
     wait_until(lambda: world.me.row(3)["state"] != "up")
     for _ in range(3):
         assert not world.visit(3, port=81)
-    assert world.explain(3, 81)["exit"] == 3
+    assert world.explain(3, 81)["exit"] in (None, 3)
     wait_until(lambda: world.visit(3), 30)  # without the rule it moves
     assert world.exit_of(3) != 3
     assert not world.visit(3, port=81)
