@@ -33,6 +33,8 @@ SAMPLE: Final = 20
 QUIET_S: Final = 200.0
 """So long after the last change, all that follows from it (digests, for up to 191 s) has been said."""
 MINUTE_S: Final = 60.0
+PASSED: Final = 3
+"""Messages that one passed on for others may cost: itself, and two probes of a datagram link so used."""
 OUTBOX_MAX: Final = 2000
 ANSWER_S: Final = 8.0
 """A silent link is given up after so long (mesh/contact.py: twice ANSWER_S), or 8 round trips."""
@@ -74,7 +76,7 @@ class Laws:
         self._passed: set[tuple[int, bytes]] = set()
         self._generations: dict[int, tuple[int, int]] = {}
         self._died: dict[tuple[int, int], float] = {}
-        self._minute: dict[int, tuple[int, int, int, int]] = {}
+        self._minute: dict[int, tuple[int, int, int, int, int]] = {}
         self._minute_at = 0.0
         self._minute_is_quiet = False
         self._count = 0
@@ -207,7 +209,8 @@ class Laws:
             return
         for member in world.alive():
             me = member.seat.node
-            boot, sent, dials, opened = self._minute.get(me, (0, 0, 0, 0))
+            passed_now = member.node.relay.counters.passed
+            boot, sent, dials, opened, passed = self._minute.get(me, (0, 0, 0, 0, 0))
             if self._minute_is_quiet and boot == member.boot:
                 most = messages_a_minute(
                     len(member.links),
@@ -218,12 +221,13 @@ class Laws:
                     member.seat.host.nat is not None,
                 )
                 said = member.sent_count - sent
+                most += PASSED * (passed_now - passed)  # what others say over it
                 self.busiest_minute = max(self.busiest_minute, said / most)
                 if said > most:
                     world.broken(
                         f"node {me} is idle and said {said} messages in a minute, not {most}"
                     )
-            counts = member.sent_count, member.dial_count, member.opened_count
+            counts = member.sent_count, member.dial_count, member.opened_count, passed_now
             self._minute[me] = member.boot, *counts
         self._minute_at = now
         self._minute_is_quiet = is_quiet
