@@ -120,6 +120,7 @@ class End:
             if path.controller is not None:
                 room = min(room, path.budget(now))
                 tunnel.paced = path
+                path.is_held = True
             batch = tunnel.take_messages(room, self.size_max, path, now)
             for kind, payload in batch:
                 data = bytes(payload)

@@ -122,7 +122,7 @@ def test_a_message_too_large_for_the_path_it_is_resent_on_is_cut_anew():
 
     stream.owner = more
     more()
-    line.clock.run(0.2)
+    line.clock.run(0.06)
     line.source.size_max = 1200
     line.clock.run(20.0)
     assert bytes(got) == text

@@ -233,8 +233,11 @@ class Sender:
         if free > most:
             free = most
         paced: Path | None = None
-        if path.controller is not None and free > 0 and (budget := path.budget(now)) < free:
+        if path.is_bounded and free > 0 and (budget := path.budget(now)) < free:
             free, paced = budget, path
+            if not path.is_lossy:  # and is confirmed before the window is used up
+                size_max = min(size_max, max(CUT_MIN, path.piece()))
+        path.is_held = paced is not None
         sent, count = path.sent, path.sent_count
         messages = tunnel.take_messages(free, size_max, path, now, lanes)
         if lanes == BULK_ONLY:  # a share, not the stream, is what ends here

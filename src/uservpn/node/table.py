@@ -64,7 +64,7 @@ class LinkEntry:
         """A path on which nothing was sent yet, with what is known of its round trip."""
         rtt_s = self.state.rtt_s if self.state is not None else None
         self.is_lossy = self.mtu is not None or bool(self.hops)
-        self.path = Path(link, Bbr(rtt_s) if self.is_lossy else None, rtt_s)
+        self.path = Path(link, Bbr(rtt_s), rtt_s, self.is_lossy)
         return self.path
 
     @property

@@ -200,14 +200,14 @@ class Bbr:
         if self.state is State.START:
             pace_gain, window_gain = START_GAIN, START_GAIN
         elif self.state is State.DRAIN:
-            pace_gain, window_gain = 1 / START_GAIN, START_GAIN
+            pace_gain, window_gain = 1 / START_GAIN, 1.0
         elif self.state is State.PROBE_RTT:
             pace_gain, window_gain = 1.0, 0.5
         else:
             pace_gain, window_gain = CYCLE[self._phase], WINDOW_GAIN
         pace = pace_gain * rate / (1.0 - self.loss)
         window = self._product(window_gain)
-        if self.state is not State.PROBE_RTT:
+        if self.state is State.START or self.state is State.CYCLE:
             window += 2 * QUANTUM_S * rate
         if self.state is State.START:
             pace = max(pace, START_GAIN * WINDOW_START / max(self.rtt_min_s, 0.001))

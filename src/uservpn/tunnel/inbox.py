@@ -104,7 +104,8 @@ class Inbox:
         elif self._unreported >= limits.ACK_COUNT or self._size >= self.ack_size:
             self.is_due = True
         elif self._report_at is None and not self.is_due:
-            self._report_at = now + limits.ACK_DELAY_S
+            is_far = self.rtt_s >= limits.FAR_RTT_S
+            self._report_at = now + (self.lossy_delay_s() if is_far else limits.ACK_DELAY_S)
 
     def link_up(self) -> None:
         """A link came up, or went: asks for all that those that are gone may have lost."""

@@ -30,6 +30,8 @@ ACK_COUNT: Final = 64
 ACK_SIZE: Final = 2 * MIB
 ACK_DELAY_S: Final = 0.1
 """The sink reports after so many messages, or bytes, or this long after the first unreported one."""
+FAR_RTT_S: Final = 0.01
+"""From this round trip on reliable links are reported on as often as others, their queue is kept short."""
 ACK_COUNT_LOSSY: Final = 256
 ACK_DELAY_LOSSY_S: Final = 0.025
 ACK_DELAY_MIN_S: Final = 0.001

@@ -21,7 +21,7 @@ from collections import deque
 from typing import Final
 
 from uservpn.tunnel.congestion import Controller, Sample
-from uservpn.tunnel.limits import ASK_DELAY_MAX_S, ASK_DELAY_S
+from uservpn.tunnel.limits import ASK_DELAY_MAX_S, ASK_DELAY_S, FAR_RTT_S
 from uservpn.types import LinkId
 
 BURST_S: Final = 0.002
@@ -84,11 +84,22 @@ class Path:
     """What is known of one path. The tunnel's outbox alone sends and confirms on it."""
 
     def __init__(
-        self, link: LinkId, controller: Controller | None = None, rtt_s: float | None = None
+        self,
+        link: LinkId,
+        controller: Controller | None = None,
+        rtt_s: float | None = None,
+        is_lossy: bool | None = None,
     ) -> None:
         self.link = link
         self.controller = controller
-        """None: the link below keeps order, loses nothing and controls congestion itself."""
+        """None: nothing bounds what is on it but the link's own room."""
+        self.is_lossy = controller is not None if is_lossy is None else is_lossy
+        """Messages may get lost on it. Else the link below keeps order and controls congestion itself: the
+        controller only keeps its queue short, by the window, where the path is long."""
+        self.is_bounded = self.is_lossy
+        """The controller says how much may be on it: on a reliable path if that is a long one."""
+        self.is_held = False
+        """Set by the owner before a take: the controller holds back bulk, not the link below."""
         self.flights: deque[Flight] = deque()
         self.inflight = 0
         self.delivered = 0
@@ -141,11 +152,6 @@ class Path:
         self._is_limited = False
 
     @property
-    def is_lossy(self) -> bool:
-        """May messages on it get lost?"""
-        return self.controller is not None
-
-    @property
     def is_stuck(self) -> bool:
         """Is something on it that is not confirmed although it was asked for, and was it not left yet?"""
         most = SILENT_COUNT if self.is_lossy else 1
@@ -163,16 +169,22 @@ class Path:
     # --- questions -------------------------------------------------------------------------------
 
     def budget(self, now: float) -> int:
-        """Bytes that may leave now, may be <= 0; for paths with a controller."""
+        """Bytes that may leave now, may be <= 0; for bounded paths."""
         control = self.controller
         assert control is not None
+        if not self.is_lossy:
+            return control.window - self.inflight
         ahead = min(now + BURST_S - self._pace_at, BURST_S + LATE_S)
         return min(control.window - self.inflight, int(ahead * control.pace))
+
+    def piece(self) -> int:
+        """How long a message on a bounded, reliable path should be: a sixteenth of the window."""
+        return self.controller.window >> 4 if self.controller is not None else 1 << 30
 
     def pace_deadline(self) -> float | None:
         """When the pacer lets more leave; None: it is not what holds back."""
         control = self.controller
-        if control is None or control.window <= self.inflight:
+        if control is None or not self.is_lossy or control.window <= self.inflight:
             return None
         return self._pace_at - BURST_S / 2
 
@@ -189,7 +201,7 @@ class Path:
     def timeout_s(self) -> float:
         """After so long without a report one is asked for (RFC 8985's probe time-out)."""
         rtt = self.rtt_s or RTT_START_S
-        if self.controller is None:
+        if not self.is_lossy:
             return max(ASK_DELAY_S, 4 * rtt)
         return max(1.5 * rtt + 4 * self._rtt_var_s, 4 * PROBE_MIN_S)
 
@@ -215,7 +227,7 @@ class Path:
         self.sent_count += count
         self._sent_at = now
         control = self.controller
-        if control is not None:
+        if control is not None and self.is_lossy:
             self._pace_at = max(self._pace_at, now - LATE_S) + size / control.pace
         if self.silent_count == 0:
             self.probe_at = now + self.timeout_s()
@@ -225,7 +237,9 @@ class Path:
     def note_end(self, has_more: bool, now: float) -> None:
         """The take is over: had the source more to send than the path took?"""
         self._is_limited = not has_more
-        if not has_more and self.inflight and self.silent_count == 0 and self.loss > 0.002:
+        if has_more or not self.is_lossy or self.silent_count:
+            return
+        if self.inflight and self.loss > 0.002:
             rtt = self.rtt_s or RTT_START_S
             self.probe_at = now + max(rtt / 16, PROBE_MIN_S)
 
@@ -239,14 +253,14 @@ class Path:
         """A message leaves because no report came."""
         self.is_probe_due = False
         self.silent_count += 1
-        if self.silent_count == SILENT_COUNT + 1 and self.controller is not None:
+        if self.silent_count == SILENT_COUNT + 1 and self.controller is not None and self.is_lossy:
             self.controller.on_silence(now)
         self._probe_later(now)
 
     def _probe_later(self, now: float) -> None:
         base = self.timeout_s()
         most = ASK_DELAY_MAX_S
-        if self.controller is not None and self.silent_count < OFTEN_COUNT:
+        if self.is_lossy and self.silent_count < OFTEN_COUNT:
             most = TAIL_PROBE_S
         self.probe_at = now + max(base, min(base * 2.0 ** min(self.silent_count, 10), most))
 
@@ -293,17 +307,23 @@ class Path:
         self._delivered_at = now
         self._first_sent_at = max(self._first_sent_at, flight.sent_at)
         self.probe_at = now + self.timeout_s() if self.inflight else None
-        control = self.controller
-        if control is None:
-            self._acked = self._lost = 0
+        if not self.is_lossy:
+            self.is_bounded = self.controller is not None and self.rtt_min_s >= FAR_RTT_S
             if self.probe_at is not None:
                 self._probe_later(now)
-            return
-        control.on_sample(
-            Sample(
-                now, self._acked, self._lost, self.inflight, sample_s, rate, flight.is_limited, is_round
+        if self.controller is not None:
+            self.controller.on_sample(
+                Sample(
+                    now,
+                    self._acked,
+                    self._lost,
+                    self.inflight,
+                    sample_s,
+                    rate,
+                    flight.is_limited,
+                    is_round,
+                )
             )
-        )  # fmt: skip
         self._acked = self._lost = 0
 
     def take_lost(self, wanted: int, now: float) -> list[Flight]:

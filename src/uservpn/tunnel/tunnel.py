@@ -418,7 +418,7 @@ class Tunnel:
         if self._control:
             size = self._take_control(new, parts, size, size_max)
         if self._fresh:
-            room, size = self._take_fresh(new, parts, size, room, size_max, path.is_lossy)
+            room, size = self._take_fresh(new, parts, size, room, size_max, path.is_held)
         if self._control:  # ends of streams whose last chunk has just been taken
             size = self._take_control(new, parts, size, size_max)
         if parts:
@@ -449,10 +449,10 @@ class Tunnel:
         size: int,
         room: int,
         size_max: int,
-        is_lossy: bool,
+        is_held: bool,
     ) -> tuple[int, int]:
         """Chunks of new and interactive streams, the small ones joined; returns room and size left."""
-        extra = limits.FRESH_EXTRA if is_lossy else 0
+        extra = limits.FRESH_EXTRA if is_held else 0
         room += extra
         while self._fresh and room > 0 and self.outbox.size < limits.CACHE_MAX:
             stream = self._fresh[0]
