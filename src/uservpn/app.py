@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Mapping
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -402,6 +403,7 @@ class Service:
             "links": links,
             "sockets": self.driver.sockets(),
             "tunnels": tunnels,
+            "relay": asdict(node.relay.counters),
             "connections": connections,
             "sites": report.sites(self.chooser, now),
             "chooser": report.counts(self.chooser),
