@@ -8,7 +8,8 @@ import random
 import pytest
 
 from uservpn.errors import PeerFault
-from uservpn.kit.endpoint import Address
+from uservpn.kit.endpoint import Address, Endpoint
+from uservpn.mesh.observed import Observed
 from uservpn.mesh.records import EndpointKind, Role
 from uservpn.sim.geography import SITES
 from uservpn.sim.member import PORT, Member, Seat
@@ -341,3 +342,18 @@ def test_addresses_that_make_no_sense_are_a_fault_and_nothing_grows(seed):
     assert len(one.reach.observed.newest()) <= 2
     plans = peer.contact.take_plans()
     assert len(plans) <= 12
+
+
+def test_a_symmetric_nat_is_known_by_two_ports_at_once_and_not_forgotten_by_one_report():
+    observed = Observed()
+    first, second = (Endpoint("udp", "198.51.100.1", port) for port in (1001, 1002))
+    observed.learn(1, first, 0.0)
+    assert observed.usable() == [first]
+    observed.learn(2, second, 5.0)
+    assert observed.usable() == [] and observed.newest() == [second]
+    observed.learn(2, first, 100.0)
+    assert observed.usable() == []
+    observed.learn(2, second, 4000.0)
+    assert observed.usable() == [second], "a mapping made anew, long after"
+    observed.forget()
+    assert not observed.hosts()

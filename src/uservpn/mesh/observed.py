@@ -14,6 +14,8 @@ from uservpn.types import NodeId
 
 SAME_TIME_S: Final = 10.0
 """Reports this close to each other speak of one mapping, or there is more than one."""
+SYMMETRIC_S: Final = 3600.0
+"""A NAT that was found to be symmetric is believed to be it for so long, whoever tells alone."""
 REPORTS_MAX: Final = 16
 """Peers whose word is kept; of more the oldest is forgotten."""
 
@@ -30,11 +32,22 @@ class Observed:
 
     def __init__(self) -> None:
         self._reports: dict[NodeId, Report] = {}
+        self._symmetric: dict[str, float] = {}
+        """Addresses of symmetric NATs, and until when they are taken for such."""
 
     def learn(self, peer: NodeId, endpoint: Endpoint, now: float) -> None:
         """This peer sees us there."""
         self._reports.pop(peer, None)
         self._reports[peer] = Report(endpoint, now)
+        if now >= self._symmetric.get(endpoint.host, now):
+            self._symmetric.pop(endpoint.host, None)
+        if any(
+            report.endpoint.host == endpoint.host
+            and report.endpoint.port != endpoint.port
+            and report.at >= now - SAME_TIME_S
+            for report in self._reports.values()
+        ):
+            self._symmetric[endpoint.host] = now + SYMMETRIC_S
         if len(self._reports) > REPORTS_MAX:
             del self._reports[next(iter(self._reports))]
 
@@ -48,6 +61,7 @@ class Observed:
     def forget(self) -> None:
         """The network is another one."""
         self._reports.clear()
+        self._symmetric.clear()
 
     def knows(self, peer: NodeId) -> bool:
         """Has this peer told?"""
@@ -70,9 +84,7 @@ class Observed:
 
     def is_symmetric(self, endpoint: Endpoint) -> bool:
         """Did somebody see another port of this address at about the same time?"""
-        same = [r for r in self._reports.values() if r.endpoint.host == endpoint.host]
-        newest = max((r.at for r in same), default=0.0)
-        return len({r.endpoint.port for r in same if r.at >= newest - SAME_TIME_S}) > 1
+        return endpoint.host in self._symmetric
 
     def usable(self) -> list[Endpoint]:
         """Where somebody else than the reporter may reach us."""

@@ -243,10 +243,11 @@ class Reach:
                 endpoint = Endpoint.parse(place.endpoint)
                 if self.observed.is_news(peer.id, endpoint):
                     self.bindings.binding.remapped(now)
+                before = self.observed.hosts(), self.endpoints()
                 self.observed.learn(peer.id, endpoint, now)
                 self._follow(now)
                 self._send_proposals()
-                return True
+                return before != (self.observed.hosts(), self.endpoints())
         return False
 
     def _hear_meet(
