@@ -136,7 +136,7 @@ class Inbox:
         self.is_due = False
         self._report_at = None
         self._unreported = self._size = 0
-        held_s = now - self._newest_at
+        held_s = max(0.0, now - self._newest_at)  # due work runs a little ahead of the clock
         want = frames.WANT_FRAME.pack(
             frames.WANT, frames.OPEN_ENDED if self._wants_all else self._top
         )
