@@ -281,6 +281,21 @@ def test_how_long_a_nat_remembers_is_found_and_used(timeout_s, least, most):
     assert missed <= 20, missed
 
 
+def test_without_a_connection_beside_nobody_is_silent_to_find_something_out():
+    """Its homes would not reach it meanwhile, and nobody over them."""
+    net = Net(2)
+    exit = net.add(60, Role.EXIT, net.nat(NatKind.PORT_RESTRICTED, timeout_s=30))
+    net.world.network.blocked_protocols.add(("h60", "tcp"))
+    for end in list(exit.seat.host.ends):
+        end.abort()
+    net.run(600)
+    missed = 0
+    for _ in range(600):
+        net.run(1)
+        missed += not _reachable(net, exit)
+    assert missed == 0
+
+
 def test_who_needs_no_binding_sends_only_the_usual_keep_alives():
     net = Net()
     client = net.add(50, Role.ENTRY, net.nat(NatKind.PORT_RESTRICTED))

@@ -2,7 +2,9 @@
 
 How seldom that is, a `Binding` finds out (mesh/binding.py), with the help of one peer that is asked to say
 nothing for a time and to probe then. During such a trial all these links are silent: to many NATs they
-are one mapping, which any of them keeps. Here also stand the trials of others that this node helps with.
+are one mapping, which any of them keeps. So there is none where a peer has no other way to us: its mapping is
+kept alive as often as at first, or more often if that is not enough. Here also stand the trials of others
+that this node helps with.
 """
 
 from __future__ import annotations
@@ -63,8 +65,7 @@ class Bindings:
             return
         links = self.links()
         is_due = self._look_at is None or now >= self._look_at
-        is_idle = not any(peer.is_needed() for peer, _ in links)
-        is_trial = is_due and is_idle and bool(links) and self.binding.wants_trial()
+        is_trial = is_due and self.binding.wants_trial() and _is_spare(links)
         for index, (peer, state) in enumerate(links):
             is_needed = bool(network) and (index == 0 or not _is_connected(peer.contact))
             self._keep(peer, state, self.binding.interval_s if is_needed else 0.0)
@@ -148,6 +149,13 @@ class Bindings:
 
     def _is_silent(self, since: float, but: LinkId | None = None) -> bool:
         return all(_silent_since(s, since) for _, s in self.links() if s.link != but)
+
+
+def _is_spare(links: list[Bound]) -> bool:
+    """Can they be silent for a while? Nobody uses them, and their peers can reach us otherwise."""
+    return bool(links) and not any(
+        peer.is_needed() or not _is_connected(peer.contact) for peer, _ in links
+    )
 
 
 def _is_connected(contact: Contact) -> bool:
