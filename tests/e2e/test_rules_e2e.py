@@ -59,7 +59,7 @@ class Nodes:
         return [row for row in self.client.status()["nodes"] if row["state"] == "up"]
 
     def exit_of(self, sock: socks.socksocket, target: str) -> int | None:
-        """Where an open connection leaves; None: at no exit."""
+        """Where an open connection leaves: an exit, or the client itself; None: it is not shown."""
         sock.sendall(b"x")
         assert sock.recv(1) == b"x"
         found = [row for row in self.client.status()["connections"] if row["target"] == target]
@@ -111,7 +111,7 @@ def port():
         ("localhost", 2, "exact localhost -> s2 (chooser.rules[2])"),
         ("127.0.0.3", 2, "cidr 127.0.0.3/32 in list.txt:1 -> order (chooser.rules[3])"),
         ("127.0.0.6", 3, "country FR -> 3 (chooser.rules[5])"),
-        ("127.0.0.5", None, "country own -> direct (chooser.rules[4])"),
+        ("127.0.0.5", 7, "country own -> direct (chooser.rules[4])"),
     ],
 )
 def test_a_connection_leaves_where_its_rule_says(nodes, port, host, exit, said) -> None:
