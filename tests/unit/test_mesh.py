@@ -159,3 +159,19 @@ def test_a_kept_neighbour_is_told_of_whichever_end_dialled_the_link_in_use():
     assert not exit.node.peers[1].contact.direct().dialled
     exit.node.members.advertise(world.now)
     assert [edge.neighbour for edge in exit.node.directory.own.links] == [1]
+
+
+def test_an_idle_link_that_the_other_end_keeps_is_not_closed():
+    """Else it is dialled anew from there at once, and all the mesh is told twice."""
+    world = World()
+    one = world.add(1, record=_record(1))
+    world.refusing.add(2)  # until its own dial has come through, one cannot dial it
+    two = world.add(2, record=_record(2))
+    two.node.directory.load(one.node.directory.dump(world.now), world.now)
+    two.node.members.learn(two.node.directory.own)
+    world.connect(two, 1, "sim://10.0.0.1:1")
+    world.run(5)
+    assert one.node.peers[2].contact.is_kept and not two.node.peers[1].contact.is_kept
+    links = set(world.links)
+    world.run(3 * IDLE_S)
+    assert set(world.links) == links and one.node.directory.own.links

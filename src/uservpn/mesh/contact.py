@@ -147,6 +147,8 @@ class Contact:
         self.endpoints = endpoints
         self.is_kept = True
         """Linked also while nobody needs it; else dialled on demand, closed when idle."""
+        self.is_kept_there = False
+        """The peer keeps its link to us, and would only dial anew."""
         self.links: list[LinkState] = []
         self.unproved: list[LinkState] = []
         """Links of which it is not known that they lead to the peer; at most UNPROVED_MAX accepted ones."""
@@ -444,7 +446,7 @@ class Contact:
                 self._give_up_dialled()
         if self._is_idle() and now >= self._idle_at():
             self._used_at = now
-            if self._is_wanted():
+            if self._is_wanted() or self.is_kept_there:
                 self._plans += [GiveUp(state.link) for state in self._spare()]
             else:
                 self._give_up_dialled()
@@ -598,7 +600,7 @@ class Contact:
         """Will a link be closed if nothing changes?"""
         if self.has_streams or self.has_mail or not self.links:
             return False
-        return not self.is_kept or bool(self._spare())
+        return not (self.is_kept or self.is_kept_there) or bool(self._spare())
 
     def _idle_at(self) -> float:
         return self._used_at + (SPARE_S if self.is_kept else IDLE_S)

@@ -100,9 +100,15 @@ class Members:
 
     def learn(self, record: Record) -> None:
         """A record came, or changed: where its node can be dialled. `arrange` after the last."""
+        table = self._table
         self.routes.forgive(record.node)
-        if record.node != self._table.me:
-            self.offer(self._table.peer(record.node))
+        if record.node != table.me:
+            peer = table.peer(record.node)
+            self.offer(peer)
+            is_kept_there = any(edge.neighbour == table.me for edge in record.links)
+            if peer.contact.is_kept_there != is_kept_there:
+                peer.contact.is_kept_there = is_kept_there
+                table.touch(peer)
 
     def offer(self, peer: Peer) -> None:
         """Tells the contact where its peer can be dialled: by the configuration, and by its record."""

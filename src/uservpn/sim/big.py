@@ -126,12 +126,14 @@ class Big:
     def agree(self, most_s: float) -> float:
         """Runs until all lists are equal; the time since the last change. Raises InvariantBroken.
 
-        A change is a new version of a record, a node's start or end, or a connection that has caught up
-        after a cut: TCP tries again with a back-off of its own, and nothing passes before.
+        A change is a new version of a record, a node's start or end, or the last connection that has caught
+        up after a cut: TCP tries again with a back-off of its own, and nothing passes before.
         """
         world = self.world
         while True:
             last = max(world.changed_at, world.network.restored_at)
+            if world.network.is_catching_up():
+                last = world.agenda.now
             if self._is_agreed():
                 return world.agenda.now - last
             if world.agenda.now > last + most_s:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from uservpn.mesh.records import Record, decode
 from uservpn.node import admission, relay, relaying, table
+from uservpn.sim.link import UdpLink
 from uservpn.sim.network import Batch
 from uservpn.tunnel import limits
 
@@ -50,7 +51,8 @@ def messages_a_minute(
 ) -> int:
     """What a node may say in a minute when nothing happens and nothing has happened lately.
 
-    Each link carries a KEEPALIVE each way in 0.9 to 1 of the keep-alive time, and the digest of once an
+    Each link carries a KEEPALIVE each way in 0.9 to 1 of the keep-alive time (a datagram link counts
+    thrice: the peer asks after its own one, and is answered), and the digest of once an
     hour may fall into this minute, with a summary on either side. A dial to somebody who is gone costs at
     most the probes that a datagram link sends before it is given up. A link that comes up, as when a
     router has forgotten and a KEEPALIVE arrives from a new port, is proved and measured, and the one that
@@ -213,7 +215,7 @@ class Laws:
             boot, sent, dials, opened, passed = self._minute.get(me, (0, 0, 0, 0, 0))
             if self._minute_is_quiet and boot == member.boot:
                 most = messages_a_minute(
-                    len(member.links),
+                    sum(3 if isinstance(link, UdpLink) else 1 for link in member.links.values()),
                     member.seat.keepalive_s,
                     member.dial_count - dials,
                     member.opened_count - opened,

@@ -189,6 +189,7 @@ class End:
             if not self._waiting:
                 self._waiting_since = self._network.agenda.now
                 self._retry_s = RETRY_S
+                self._network.stalled[self] = None
                 self._network.agenda.after(self._retry_s, self._retry)
             self._waiting.append(batch)
         else:
@@ -204,10 +205,12 @@ class End:
     def _retry(self) -> None:
         network = self._network
         if self._start != self.host.start_count:
+            network.stalled.pop(self, None)
             return
         if network.reaches(self, self.other, "tcp"):
             network.agenda.after(network.flight(self.host, self.other.host), self._catch_up)
         elif self.is_open and network.agenda.now >= self._waiting_since + TCP_END_S:
+            network.stalled.pop(self, None)
             self._close("timed out")
         else:
             self._retry_s = min(2 * self._retry_s, RETRY_MAX_S)
@@ -218,6 +221,7 @@ class End:
         waiting = self._waiting
         self._waiting = []
         self._network.restored_at = self._network.agenda.now
+        self._network.stalled.pop(self, None)
         for batch in waiting:
             self._arrive(batch)
 
@@ -235,6 +239,8 @@ class Network:
         self.blocked_protocols: set[tuple[str, str]] = set()
         """(host's name, protocol): a firewall before this host drops it."""
         self.lost_count = 0
+        self.stalled: dict[End, None] = {}
+        """Ends whose messages wait for TCP to try again."""
         self.restored_at = agenda.now
         """When a connection last caught up with what a cut had held back."""
         self._rng = rng
@@ -300,6 +306,13 @@ class Network:
             a.local.host == a.host.ip
             and b.local.host == b.host.ip
             and self.is_open_between(a.host, b.host, protocol)
+        )
+
+    def is_catching_up(self) -> bool:
+        """Does a connection wait for its next retransmission, over a way that is whole again?"""
+        return any(
+            end.is_open and end.other.is_open and self.reaches(end, end.other, "tcp")
+            for end in self.stalled
         )
 
     # --- datagrams -------------------------------------------------------------------------------
