@@ -500,13 +500,14 @@ def waits(runs: list[Uservpn]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description="How well are exits chosen?")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first-seed", type=int, default=1)
     parser.add_argument("--days", type=int, default=30)
     parser.add_argument("--sites", type=int, default=500)
     parser.add_argument("--client", choices=sorted(CITIES), default="berlin")
     parser.add_argument("--hours", type=float, nargs=2, default=(9.0, 19.0))
     options = parser.parse_args()
     results, runs = [], []
-    for seed in range(1, options.seeds + 1):
+    for seed in range(options.first_seed, options.first_seed + options.seeds):
         scores, ours = run(seed, options.client, options.days, options.sites, tuple(options.hours))
         results.append(scores)
         runs.append(ours)
