@@ -106,7 +106,7 @@ class Chooser:
         self.wall_s = wall_s
         """Added to `now`: Unix time."""
         self.sessions = Sessions(idle_s)
-        self.knowledge = Knowledge()
+        self.knowledge = Knowledge(mesh.flight_ms)
         self.lookups = Lookups()
         self.liveness = Liveness(mesh)
         self.ranking = Ranking(self.knowledge, near)

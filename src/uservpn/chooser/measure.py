@@ -16,6 +16,9 @@ nothing until it has three samples; a single value never decides. A reply that n
 of ten seconds, so an exit that is near and carries nothing becomes a slow one. There are few tests, and
 chance only ever makes them longer: their mean is that of the lower half.
 
+**The way to the exit** is known at every moment, from its link: only what is beyond the exit is
+remembered, and the flight time of now is added. So a way that becomes longer soon counts for all sites.
+
 **Like with like**: real averages are compared with real ones. Where an exit has only tests, what the
 site itself takes (the real average less the test's, at exits that have both) is added.
 """
@@ -24,6 +27,7 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Final
 
 from uservpn.types import NodeId
@@ -33,6 +37,10 @@ SAMPLES_MAX: Final = 16
 SAMPLES_MIN: Final = 3
 """Below this a mean does not decide."""
 HALF_LIFE_S: Final = 2 * 86_400.0
+TESTS_AGAIN: Final = 2
+"""Good tests after which an exit that carried nothing is thought of again."""
+FLIGHT_EVERY_S: Final = 10.0
+"""Flight times are looked at so often, when they are needed."""
 FORGET_S: Final = 21 * 86_400.0
 """Older samples (a thousandth of the weight) count as none."""
 NEVER_MS: Final = 10_000.0
@@ -116,7 +124,7 @@ class Series:
 
     def newest(self) -> float | None:
         """When the last one was taken."""
-        return max(self._flat[::2], default=None)
+        return self._flat[-2] if self._flat else None
 
     def mean(self, now: float) -> float | None:
         """The interquartile mean, weighted by age; None: there is nothing to go by."""
@@ -176,7 +184,15 @@ class Pair:
 class Knowledge:
     """What is known of sites at exits; the site unused for longest goes when there are too many."""
 
-    def __init__(self, sites_max: int = SITES_MAX, pairs_max: int = PAIRS_MAX) -> None:
+    def __init__(
+        self,
+        flight_ms: Callable[[NodeId], float | None] = lambda exit: None,
+        sites_max: int = SITES_MAX,
+        pairs_max: int = PAIRS_MAX,
+    ) -> None:
+        """`flight_ms` is the way to an exit and back as it is now, None where it is not measured."""
+        self._flight_ms = flight_ms
+        self._flights: dict[NodeId, tuple[Series, float]] = {}  # as seen lately, and their low mean
         self._sites_max = sites_max
         self._pairs_max = pairs_max
         self._pair_count = 0
@@ -189,12 +205,12 @@ class Knowledge:
 
     def replied(self, site: str, exit: NodeId, ms: float, now: float) -> None:
         """One real first round trip."""
-        self.touch(site, exit).real.add(ms, now)
+        self.touch(site, exit).real.add(self._beyond(exit, ms, now), now)
         self._of_exit(exit).add(ms, now)
 
     def tested(self, site: str, exit: NodeId, ms: float, now: float) -> None:
         """One test: flight and connect time."""
-        self.touch(site, exit).tests.add(ms, now)
+        self.touch(site, exit).tests.add(self._beyond(exit, ms, now), now)
         if ms >= NEVER_MS:
             self._of_exit(exit).add(ms, now)
 
@@ -245,6 +261,24 @@ class Knowledge:
             self.changed.add((site, exit))
         return pairs is not None
 
+    def flight(self, exit: NodeId, now: float) -> float:
+        """The way to the exit and back in ms, without what chance adds; 0.0: never measured."""
+        series, low = self._flights.get(exit, (None, 0.0))
+        if series is not None and now < (series.newest() or 0.0) + FLIGHT_EVERY_S:
+            return low
+        flight = self._flight_ms(exit)
+        if flight is None:
+            return low
+        series = series or Series()
+        series.add(flight, now)
+        low = series.low(now) or flight
+        self._flights[exit] = (series, low)
+        return low
+
+    def _beyond(self, exit: NodeId, ms: float, now: float) -> float:
+        """What of a sample is beyond the exit."""
+        return ms if ms >= NEVER_MS else max(0.0, ms - self.flight(exit, now))
+
     def _of_exit(self, exit: NodeId) -> Series:
         series = self._exits.get(exit)
         if series is None:
@@ -275,18 +309,15 @@ class Knowledge:
         if not pairs:
             return {}
         tests = {exit: pair.tests.low(now) for exit, pair in pairs.items()}
-        real = {
-            exit: pair.real.mean(now) if pair.real.count(now) >= SAMPLES_MIN else None
-            for exit, pair in pairs.items()
-        }
+        real = {exit: _real_mean(pair, now) for exit, pair in pairs.items()}
         own = _site_takes(real, tests)
         found: dict[NodeId, float] = {}
         for exit in pairs:
             mean, test = real[exit], tests[exit]
             if mean is not None:
-                found[exit] = mean
+                found[exit] = mean + self.flight(exit, now)
             elif test is not None:
-                found[exit] = test + own
+                found[exit] = test + own + self.flight(exit, now)
         return found
 
     def expected_at(self, site: str, exit: NodeId, now: float) -> float | None:
@@ -294,8 +325,9 @@ class Knowledge:
         pair = self._sites.get(site, {}).get(exit)
         if pair is None:
             return None
-        if pair.real.count(now) >= SAMPLES_MIN:
-            return pair.real.mean(now)
+        mean = _real_mean(pair, now)
+        if mean is not None:
+            return mean + self.flight(exit, now)
         return self.expected(site, now).get(exit)
 
     def has_answered(self, site: str, exit: NodeId) -> bool:
@@ -323,6 +355,22 @@ def _site_takes(real: dict[NodeId, float | None], tests: dict[NodeId, float | No
         if mean is not None and (test := tests[exit]) is not None and mean < NEVER_MS > test
     ]
     return max(0.0, min(both, default=0.0))
+
+
+def _real_mean(pair: Pair, now: float) -> float | None:
+    """The mean that counts; None: there are too few samples, or they only tell of a time that is over.
+
+    That is so where most got no reply, and then the exit's tests connected again.
+    """
+    if pair.real.count(now) < SAMPLES_MIN:
+        return None
+    mean = pair.real.mean(now)
+    if mean is None or mean < NEVER_MS / 2:
+        return mean
+    last = pair.real.newest() or 0.0
+    since = [ms for at, ms in pair.tests.pairs() if at > last]
+    is_over = len(since) >= TESTS_AGAIN and max(since) < NEVER_MS
+    return None if is_over else mean
 
 
 def _newest(pair: Pair) -> float:

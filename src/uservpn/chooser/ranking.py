@@ -74,7 +74,9 @@ class Ranking:
             is_known = self._knowledge.samples(site, state.node, at) >= SAMPLES_MIN
             newest = self._knowledge.newest(site, state.node)
             is_lately = newest is not None and at < newest + REFRESH_S
-            least = expected.get(state.node, 0.0) if is_known else state.flight_ms or 0.0
+            least = expected.get(state.node, 0.0)
+            if not is_known or least >= NEVER_MS / 2:
+                least = state.flight_ms or 0.0
             if least <= limit and not (is_known and is_lately):
                 found.append(state)
         return found

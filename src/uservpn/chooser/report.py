@@ -82,21 +82,33 @@ def traffic(chooser: Chooser, now: float) -> list[dict[str, Any]]:
         present = sessions.get(site, {})
         used = (exit for exit, pair in pairs.items() if pair.connections or pair.real.count(at))
         rows += [
-            _traffic_row(site, exit, present.get(exit), pairs.get(exit), at)
+            _traffic_row(
+                site,
+                exit,
+                present.get(exit),
+                pairs.get(exit),
+                chooser.knowledge.flight(exit, at),
+                at,
+            )
             for exit in sorted({*present, *used})
         ]
     return rows[:ROWS_MAX]
 
 
 def _traffic_row(
-    site: str, exit: NodeId, reasons: list[str] | None, pair: Pair | None, at: float
+    site: str,
+    exit: NodeId,
+    reasons: list[str] | None,
+    pair: Pair | None,
+    flight: float,
+    at: float,
 ) -> dict[str, Any]:
     pair = pair or Pair()
     return {
         "site": site,
         "exit": exit,
         "now": ", ".join(reasons) if reasons else None,
-        "first_rtt_ms": _round(pair.real.mean(at)),
+        "first_rtt_ms": _round(_plus(pair.real.mean(at), flight)),
         "samples": pair.real.count(at),
         "connections": pair.connections,
         "bytes_in": pair.bytes_in,
@@ -183,6 +195,7 @@ def _candidates(chooser: Chooser, case: Case, now: float) -> list[dict[str, Any]
         real = pair.real if pair else Series()
         tests = pair.tests if pair else Series()
         newest = chooser.knowledge.newest(site, state.node)
+        flight = chooser.knowledge.flight(state.node, at)
         rows.append(
             {
                 "exit": state.node,
@@ -192,7 +205,7 @@ def _candidates(chooser: Chooser, case: Case, now: float) -> list[dict[str, Any]
                 "is_allowed": state.node in allowed,
                 "flight_ms": _round(state.flight_ms),
                 "expected_ms": _round(expected.get(state.node)),
-                "first_rtt_ms": _round(real.mean(at)),
+                "first_rtt_ms": _round(_plus(real.mean(at), flight)),
                 "samples": real.count(at),
                 "connect_ms": _round(tests.low(at)),
                 "tests": tests.count(at),
@@ -216,3 +229,8 @@ def _expires(chooser: Chooser, session: Session) -> float | None:
 
 def _round(ms: float | None) -> float | None:
     return None if ms is None else round(ms, 1)
+
+
+def _plus(beyond_ms: float | None, flight_ms: float) -> float | None:
+    """What is beyond the exit, and the way there."""
+    return None if beyond_ms is None else beyond_ms + flight_ms

@@ -181,7 +181,7 @@ class Trial:
         """The session's exit, which died."""
         self.is_decided = False
         self.last: NodeId | None = None
-        """The exit of the session before."""
+        """The exit of the session before; the others are then waited for until the bound."""
         self._is_settling = False
 
     @property
@@ -203,7 +203,7 @@ class Trial:
                 flight = max(0.0, elapsed_s * 1000 - tested.resolve_ms - tested.connect_ms)
             sum_ms = flight + tested.connect_ms
             is_wanted = bool(tested.country) or not self.needs_country
-            if is_wanted and not self._is_settling:
+            if is_wanted and not self._is_settling and self.last is None:
                 self._is_settling = True
                 self.cut_at = min(self.cut_at, now + SETTLE * flight / 1000)
         self.country = self.country or tested.country
