@@ -218,7 +218,7 @@ class View:
     def __init__(self, network: Network) -> None:
         self.network = network
         self.now = 0.0
-        self._rtt: dict[NodeId, float] = {}
+        self._rtt: dict[NodeId, tuple[float, float]] = {}
 
     def exits(self) -> list[ExitState]:
         return [
@@ -238,11 +238,13 @@ class View:
         return self.now if self.is_linked(exit) else 0.0
 
     def flight_ms(self, exit: NodeId) -> float:
-        """Smoothed as a link's round trip is."""
+        """Smoothed as a link's round trip is: one sample now, one every ten minutes before (keep-alives)."""
         seen = self.network.noisy(self.network.flight_ms(exit, self.now))
-        old = self._rtt.get(exit, seen)
-        self._rtt[exit] = old + (seen - old) / 8
-        return self._rtt[exit]
+        old, at = self._rtt.get(exit, (seen, self.now))
+        usual = self.network.flight_ms(exit, self.now)
+        old += (usual - old) * (1 - (7 / 8) ** ((self.now - at) // 600))
+        self._rtt[exit] = (old + (seen - old) / 8, self.now)
+        return self._rtt[exit][0]
 
 
 class Uservpn:

@@ -41,6 +41,7 @@ TESTS_AGAIN: Final = 2
 """Good tests after which an exit that carried nothing is thought of again."""
 FLIGHT_EVERY_S: Final = 10.0
 """Flight times are looked at so often, when they are needed."""
+FLIGHT_KEPT_S: Final = 600.0
 FORGET_S: Final = 21 * 86_400.0
 """Older samples (a thousandth of the weight) count as none."""
 NEVER_MS: Final = 10_000.0
@@ -269,7 +270,8 @@ class Knowledge:
         flight = self._flight_ms(exit)
         if flight is None:
             return low
-        series = series or Series()
+        if series is None or now >= (series.newest() or 0.0) + FLIGHT_KEPT_S:
+            series = Series()  # what was long ago says nothing of now
         series.add(flight, now)
         low = series.low(now) or flight
         self._flights[exit] = (series, low)
