@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
+import select
 import shutil
 import socket
+import struct
 import subprocess
 import tempfile
 from pathlib import Path
@@ -152,6 +155,68 @@ def test_pins_hold_and_forgetting_ends_them(three, site):
     assert uservpn(three, "sites", "forget", "127.0.0.1").returncode == 0
     assert uservpn(three, "sites", "forget", "127.0.0.1").returncode == 1
     assert uservpn(three, "sites", "pin", "127.0.0.1", "nowhere").returncode == 1
+
+
+def samples_of(node: NodeProcess, host: str, user: str = "") -> list[tuple[int, float]]:
+    """Of each exit that a site answered or not through: how often, and the mean in ms."""
+    words = ("explain", "--json", host, *(("--user", user) if user else ()))
+    rows = json.loads(uservpn(node, *words).stdout)["candidates"]
+    return [(row["samples"], row["first_rtt_ms"]) for row in rows if row["samples"]]
+
+
+def test_each_way_in_measures_the_first_round_trip(three, site):
+    """SOCKS and plain HTTP: without that no exit is ever known to be better."""
+    url = f"http://127.0.0.4:{site.port}/10"
+    with Site("127.0.0.4", site.port) as other:
+        for count, scheme in enumerate(("socks5h", "http"), 1):
+            words = ["curl", "-sS", "-m", "20", "-x", f"{scheme}://127.0.0.1:{three.entry}", url]
+            done = subprocess.run(words, capture_output=True, timeout=25, check=True)
+            assert done.stdout == BLOCK[:10]
+            ((samples, mean),) = samples_of(three, f"127.0.0.4:{site.port}")
+            assert samples == count and mean < 5000
+        other.shutdown()
+
+
+def test_a_site_that_breaks_off_without_a_reply_counts_as_a_very_slow_one(three):
+    with socket.create_server(("127.0.0.5", 0)) as listener:
+        port = listener.getsockname()[1]
+        words = ["curl", "-sS", "-m", "20", "-x", f"socks5h://127.0.0.1:{three.entry}"]
+        with subprocess.Popen([*words, f"http://127.0.0.5:{port}/"], stderr=subprocess.PIPE):
+            while True:
+                peer, _ = listener.accept()  # tests of exits connect, too, and say nothing
+                if select.select([peer], [], [], 10)[0] and peer.recv(1000):
+                    break
+                peer.close()
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            peer.close()
+    ((samples, mean),) = wait_until(lambda: samples_of(three, f"127.0.0.5:{port}"))
+    assert samples == 1 and mean >= 10_000
+
+
+def test_what_a_program_sends_while_the_exits_are_asked_is_not_lost(three, site):
+    """Greeting, request and data in one segment, to a session that nobody has seen before."""
+    user = b"session=early"
+    hello = b"\x05\x01\x02" + b"\x01" + bytes([len(user)]) + user + b"\x01x"
+    request = b"\x05\x01\x00\x01\x7f\0\0\x01" + struct.pack(">H", site.port)
+    with socket.create_connection(("127.0.0.1", three.entry), 20) as program:
+        program.sendall(hello + request + b"GET /10 HTTP/1.0\r\n\r\n")
+        with program.makefile("rb") as answer:
+            assert answer.read(14)[:6] == b"\x05\x02\x01\x00\x05\x00"
+            assert answer.read().endswith(BLOCK[:10])
+    shown = json.loads(
+        uservpn(three, "explain", "--json", "127.0.0.1", "--user", user.decode()).stdout
+    )
+    assert shown["session"]["reason"] == "test"  # it did wait
+
+
+def test_what_was_learned_survives_a_restart(site):
+    with Mesh() as mesh:
+        assert mesh.curl(f"http://127.0.0.1:{site.port}/10").stdout == BLOCK[:10]
+        before = samples_of(mesh.client, "127.0.0.1")
+        restart(mesh, mesh.client.config.read_text())
+        shown = json.loads(uservpn(mesh.client, "explain", "--json", "127.0.0.1").stdout)
+        assert shown["session"]["is_live"] and shown["session"]["reason"] == "only exit"
+        assert samples_of(mesh.client, "127.0.0.1") == before
 
 
 def test_a_browser_finds_the_proxys_configuration(three):

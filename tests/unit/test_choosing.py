@@ -776,6 +776,17 @@ def test_strict_refuses_where_others_move() -> None:
     assert world.visit().exit == 2  # whose stream is refused: it is dead
 
 
+def test_strict_does_not_move_within_its_group_either() -> None:
+    members = (Selector(number=2), Selector(number=3))
+    rule = Target(Action.EXIT, members, is_strict=True, text="both")
+    world = World(rules=FakeRules(("a.example.com", rule)))
+    assert world.visit().exit == 2
+    world.mesh.unlinked.add(2)
+    world.chooser.exit_died(2)
+    assert world.visit().exit == 2
+    assert not world.chooser.take_moved()
+
+
 def test_a_pin_beats_rules_and_measurements_until_it_is_forgotten() -> None:
     world = World(rules=FakeRules(("a.example.com", Target(Action.REJECT, text="reject"))))
     assert world.visit().fault is Fault.NOT_ALLOWED

@@ -121,6 +121,26 @@ def test_closing_leaves_no_timer() -> None:
     run(test)
 
 
+def test_a_session_moves_at_once_when_its_connections_died_with_its_exit(caplog: Any) -> None:
+    """Before any try to dial that exit again has failed."""
+
+    async def test() -> None:
+        bench, waiter = Bench(wait_s=5.0), Waiter()
+        assert bench.choosing.choose("a.test", 80, "", waiter) is None
+        bench.answer(1, 1.0)
+        bench.answer(2, 1.0)
+        assert waiter.choice is not None and waiter.choice.exit == 1
+        bench.mesh.unlinked.add(1)
+        same = bench.choosing.choose("a.test", 80, "", Waiter())
+        assert same is not None and same.exit == 1  # perhaps only its link broke
+        bench.choosing.failed(same, "a.test", 80, Fault.EXIT_DEAD)
+        other = bench.choosing.choose("a.test", 80, "", Waiter())
+        assert other is not None and other.exit == 2
+        assert "exit 1 died" in caplog.text
+
+    run(test)
+
+
 def test_silence_counts_against_a_site_only_if_its_exit_was_heard() -> None:
     async def test() -> None:
         bench = Bench()
