@@ -822,6 +822,15 @@ def test_sessions_look_at_others_now_and_then_without_waiting() -> None:
     assert len(world.asked) > settled
 
 
+def test_where_there_is_one_exit_nothing_is_asked() -> None:
+    """A test would only be a second connection to the site."""
+    world = World(FakeMesh(state(1, "fra", "DE", 10.0)))
+    for _ in range(5):
+        assert world.visit().exit == 1
+        world.now += REFRESH_S + 1
+    assert not world.asked
+
+
 def test_tests_are_bounded_and_then_the_best_known_counts() -> None:
     world = World()
     for number in range(80):

@@ -364,8 +364,10 @@ class Chooser:
         session.look_at = now + REFRESH_S
         if session.is_pinned or case.target.pick is Pick.SPREAD:
             return
-        at = now + self.wall_s()
-        unknown = self.ranking.contenders(case.key.site, self.pool(case, now), at)
+        pool = self.pool(case, now)
+        if len(pool) < 2:
+            return  # nothing to choose from
+        unknown = self.ranking.contenders(case.key.site, pool, now + self.wall_s())
         if unknown and self._try(case, unknown, now, wait_s=0.0) is not None:
             session.look_at = now + LOOK_S
 
