@@ -34,7 +34,7 @@ FULL = Record(
 def test_a_record_survives_its_bytes():
     assert decode(FULL.encode()) == FULL
     longest = Record(
-        254, 2**64 - 1, 2**32 - 1, Role(15), "n" * 64, "DE", "s" * 32,
+        254, 2**63 - 1, 2**32 - 1, Role(15), "n" * 64, "DE", "s" * 32,
         (Known(EndpointKind.FIXED, "quic+x://[2001:db8:ffff:ffff:ffff:ffff:ffff:ffff]:65535"),) * 12,
         tuple(Edge(node, 1.0) for node in range(1, 49)),
     )  # fmt: skip

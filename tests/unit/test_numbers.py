@@ -524,8 +524,10 @@ def test_claims_are_seldom_and_what_is_remembered_is_bounded():
     assert len(claims.duplicates(200.0)) == DUPLICATES_MAX
     assert not claims.duplicates(200.0 + TOLD_S)
     heard = Heard()
-    for index in range(2 * OTHERS_MAX):
-        assert heard.admit(_other(1.0, b"%8d" % index), 0.0)
+    claims = [_other(1.0, b"%8d" % index) for index in range(2 * OTHERS_MAX)]
+    assert sum(heard.admit(claim, 0.0) for claim in claims) == OTHERS_MAX
+    assert not heard.admit(claims[0], 1.0), "a flood of them goes round only once"
+    assert all(heard.admit(claim, EVERY_S) for claim in claims[OTHERS_MAX:])
     assert len(heard._claims) == OTHERS_MAX
 
 

@@ -38,7 +38,8 @@ OWN_S: Final = 60.0
 KEPT_S: Final = 600.0
 DUPLICATES_MAX: Final = 8
 OTHERS_MAX: Final = 512
-"""Claims of other numbers that are remembered; the oldest goes."""
+"""Claims of other numbers that are remembered; the oldest goes, if it is older than EVERY_S. Else the new one
+is not passed on: one that was forgotten while it still goes round would go round for ever."""
 _HEAD: Final = struct.Struct(">B8sQIIB")
 _TICKS: Final = 10
 
@@ -211,7 +212,7 @@ class Claims:
 
     def own(self, now: float) -> Claim:
         """A fresh claim of ours."""
-        self._serial += 1
+        self._serial = min(self._serial + 1, (1 << 32) - 1)
         age_s = 0.0 if self.is_back else now - self._since
         return Claim(self._node, self.instance, self._boot, self._serial, age_s, "")
 
@@ -272,10 +273,13 @@ class Heard:
                 return False
             if now < known[1] + EVERY_S / 2:  # half: it was under way for different times
                 return False
+        if known is None and len(self._claims) >= OTHERS_MAX:
+            oldest, (_, heard_at) = next(iter(self._claims.items()))
+            if now < heard_at + EVERY_S:
+                return False
+            del self._claims[oldest]
         self._claims[key] = claim, now
         self._claims.move_to_end(key)
-        if len(self._claims) > OTHERS_MAX:
-            self._claims.popitem(last=False)
         return True
 
     def of(self, node: int, boot: int, now: float) -> Claim | None:

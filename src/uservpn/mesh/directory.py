@@ -39,7 +39,7 @@ class Merge(enum.Enum):
     KNOWN = 2
     OLDER = 3
     CONFLICT = 4
-    """Ours, by a boot that is not ours: another node has our number."""
+    """Ours, and newer than what we wrote: another node has our number, or wrote in our name."""
 
 
 @dataclass(slots=True)
@@ -125,7 +125,7 @@ class Directory:
         self._entered(entry)
 
     def supersede(self, boot: int) -> None:
-        """Our own record takes a boot above this one, so that the list returns to it."""
+        """Our own record takes a boot above this one, so that the list returns to it; there must be one."""
         self.own = replace(self.own, boot=max(boot, self.own.boot) + 1, version=0)
         entry = self._entries[self.own.node]
         entry.record = self.own
@@ -146,7 +146,7 @@ class Directory:
         heard_at = now - age_s
         entry = self._entries.get(record.node)
         if record.node == self.own.node:
-            if record.boot > self.own.boot:
+            if record.stamp > self.own.stamp:
                 return Merge.CONFLICT
             return Merge.KNOWN if record.stamp == self.own.stamp else Merge.OLDER
         if entry is None:

@@ -19,6 +19,7 @@ from uservpn.errors import PeerFault
 from uservpn.mesh.directory import Directory, Merge, packed, unpacked
 from uservpn.mesh.records import Role, decode, stamp_of
 from uservpn.types import NodeId
+from uservpn.wire.constants import BOOT_MAX
 
 DIGEST: Final = 1
 SUMMARY: Final = 2
@@ -65,8 +66,7 @@ class Gossip:
         self._refresh_at = now + self._refresh_s()
         self._messages: list[tuple[NodeId, bytes]] = []
         self._news: list[NodeId] = []
-        self.contested_boot = 0
-        """Of a record of our own number that is none of ours; 0: there was none."""
+        self._contested_boot = 0
 
     # --- outside events --------------------------------------------------------------------------
 
@@ -164,6 +164,14 @@ class Gossip:
             self._news = []
         return news
 
+    def contested_boot(self) -> int:
+        """Of a record of our own number that is newer than ours, and none of ours; 0: there is none.
+
+        Nor is there one where no boot is above it.
+        """
+        boot = self._contested_boot
+        return boot if self.directory.own.boot <= boot < BOOT_MAX else 0
+
     def neighbours(self) -> list[NodeId]:
         """Those that are linked, in the order of their numbers."""
         return sorted(self._neighbours)
@@ -191,7 +199,7 @@ class Gossip:
                 self._news.append(NodeId(node))
                 self._rumour(NodeId(node), peer, now)
             elif result is Merge.CONFLICT:
-                self.contested_boot = max(self.contested_boot, stamp[0])
+                self._contested_boot = max(self._contested_boot, stamp[0])
             elif result is Merge.KNOWN and waiting is not None:
                 waiting[1].add(peer)  # need not be told
             elif result is Merge.OLDER:

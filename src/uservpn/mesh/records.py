@@ -17,6 +17,7 @@ from typing import Final, NamedTuple
 from uservpn.errors import PeerFault
 from uservpn.kit.endpoint import Endpoint
 from uservpn.types import NODE_ID_MAX, NODE_ID_MIN, NodeId
+from uservpn.wire.constants import BOOT_MAX
 
 RECORD_SIZE_MAX: Final = 1000
 """Bytes of one record: it fits into a datagram."""
@@ -141,8 +142,9 @@ def decode(data: bytes) -> Record:
         for _ in range(count):
             kind = data[at]
             text, at = _text(data, at + 1, 255)
-            if kind in _KINDS:  # a later version's kind is none of ours
-                endpoints.append(Known(_KINDS[kind], _canonical(text)))
+            known = known_of(kind, text)
+            if known is not None:
+                endpoints.append(known)
         link_count = data[at]
         links_end = at + 1 + link_count * _LINK.size
         if links_end > len(data) or link_count > LINKS_MAX:
@@ -153,7 +155,7 @@ def decode(data: bytes) -> Record:
         )
     except (struct.error, IndexError, UnicodeDecodeError, ValueError) as error:
         raise PeerFault(f"a record is malformed: {error}") from None
-    if not NODE_ID_MIN <= node <= NODE_ID_MAX or count > ENDPOINTS_MAX:
+    if not NODE_ID_MIN <= node <= NODE_ID_MAX or count > ENDPOINTS_MAX or boot > BOOT_MAX:
         raise PeerFault("a record has an impossible number")
     return Record(
         NodeId(node),
@@ -181,10 +183,25 @@ def stamp_of(data: bytes) -> tuple[int, tuple[int, int]]:
     return node, (boot, version)
 
 
+def known_of(kind: int, text: str) -> Known | None:
+    """An endpoint as it came; None: of a later version's kind, or in a zone of some machine (RFC 4007).
+
+    Raises:
+        ValueError: the text is no endpoint.
+    """
+    if kind not in _KINDS:
+        return None
+    endpoint = _canonical(text)
+    return None if "%" in endpoint.partition("]")[0] else Known(_KINDS[kind], endpoint)
+
+
 @lru_cache(maxsize=512)
 def _canonical(text: str) -> str:
-    """An endpoint in its one form; records bring the same ones again and again."""
-    return str(Endpoint.parse(text))
+    """An endpoint in its one form; records bring the same ones again and again.
+
+    Never longer than `text`, or a record that fits would not fit any more when it is passed on.
+    """
+    return min(str(Endpoint.parse(text)), text, key=len)
 
 
 def coarse(rtt_s: float) -> float:

@@ -213,7 +213,7 @@ class Node:
             self.table.touch(peer)
             endpoints = servers.get(peer.id, ())
             record = self.directory.get(peer.id)
-            if not endpoints and record is not None and record.fixed_endpoints():
+            if not endpoints and record is not None and record.endpoints:
                 self.members.learn(record)  # no longer configured, still a member
                 continue
             if peer.contact.endpoints and not endpoints:
@@ -758,8 +758,9 @@ class Node:
         elif kind == Kind.GOSSIP:
             if self.members.hear(peer, link, payload, now):
                 self._seek_ways(now)
-            if self.members.gossip.contested_boot > self.directory.own.boot:
-                self.claims.contradicted(self.members.gossip.contested_boot, now)
+            contested_boot = self.members.gossip.contested_boot()
+            if contested_boot:
+                self.claims.contradicted(contested_boot, now)
                 self._follow_claims(now)
         elif kind == Kind.PROBE:
             answer = self.flights.answer(header, payload, now) + self.table.padding()
@@ -772,8 +773,9 @@ class Node:
         elif kind == Kind.REACH:
             self._act_reach(peer, link, entry, payload, now)
         elif kind == Kind.UNREACHABLE:
-            if payload[2:3] == bytes((Reason.OLD_BOOT,)) and payload[0] in self.peers:
-                self._outdated(self.peers[payload[0]], payload[7:15], now)
+            if payload[2:3] == bytes((Reason.OLD_BOOT,)):
+                for other in self.relaying.reached_over(peer, payload[0]):
+                    self._outdated(other, payload[7:15], now)
             self._drop_ways(self.relaying.hear_unreachable(peer, payload, now), now)
         elif kind == Kind.CHALLENGE:
             if peer.session.first_boot == peer.session.peer_boot:

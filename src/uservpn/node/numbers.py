@@ -32,7 +32,7 @@ from uservpn.node.members import Members
 from uservpn.node.options import CloseWanted
 from uservpn.node.table import Peer, Rival, Table
 from uservpn.types import Buffer, LinkId
-from uservpn.wire.constants import FLAG_BOUND, Kind
+from uservpn.wire.constants import BOOT_MAX, FLAG_BOUND, Kind
 from uservpn.wire.header import Header
 
 PATIENCE_S: Final = 1.0
@@ -175,9 +175,12 @@ class Numbers:
     def renew(self, peer: Peer, known: int, now: float) -> bool:
         """The peer knows this boot of our number: ours takes one above that, for it alone.
 
-        False: it is above already, or this was asked too often.
+        False: it is above already, impossible, or this was asked too often.
         """
         table, session = self._table, peer.session
+        if known > BOOT_MAX - (2 << 32):  # nothing is above that
+            table.counters.peer_faults += 1
+            return False
         if known <= session.my_boot or now < peer.renewed_at + RENEW_EVERY_S or table.is_back:
             return False
         peer.renewed_at = now

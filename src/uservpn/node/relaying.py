@@ -147,6 +147,11 @@ class Relaying:
                 entry.size_max = max(SIZE_FLOOR, min(entry.size_max, size_max))
         return lost
 
+    def reached_over(self, relay: Peer, node: int) -> list[Peer]:
+        """The peer with this number, if a way of ours to it goes over `relay`, who may speak of it then."""
+        ways = [destination for destination, hops in self._ways if relay.id in hops]
+        return [self._table.peers[node]] if node in ways and node in self._table.peers else []
+
     def arrival(self, link: LinkId, header: Header, now: float) -> LinkId:
         """The relayed link that a message to us came by; 0: it cannot have come this way."""
         hops: Route = tuple(NodeId(hop) for hop in (header.hop2, header.hop1) if hop)

@@ -1,0 +1,113 @@
+"""Members that hold the key and mean harm: what they say never raises, and starts nothing without an end."""
+
+from __future__ import annotations
+
+import pytest
+
+from uservpn.mesh.directory import packed
+from uservpn.mesh.gossip import RECORDS
+from uservpn.mesh.records import EndpointKind, Known, Record, decode, known_of
+from uservpn.node.relay import Reason
+from uservpn.wire.constants import BOOT_MAX, Kind
+from world import World, pair
+
+TOP = (1 << 64) - 1
+
+
+def _say(world, member, kind, payload):
+    """`member` says this to its only peer."""
+    (peer,) = member.node.peers.values()
+    peer.outbox.append((peer.contact.links[0].link, kind, payload, 0))
+    member.node.table.touch(peer)
+    world.settle(member)
+    world.run(2)
+
+
+def _records(*records):
+    return bytes((RECORDS,)) + packed([(record.encode(), 0) for record in records], 1100)[0]
+
+
+@pytest.mark.parametrize("boot", [TOP, BOOT_MAX, BOOT_MAX - (1 << 32)])
+def test_a_boot_that_nothing_is_above_is_not_outdone(boot):
+    world, client, server = pair()
+    world.run(3)
+    _say(world, server, Kind.OUTDATED, boot.to_bytes(8, "big"))
+    assert client.node.peers[1].session.my_boot == 1000
+    assert client.node.counters.peer_faults == 1
+    stream = client.node.open(1, "site.test", 80, None, world.now)
+    world.settle(client)
+    world.run(1)
+    assert stream.id in client.opened
+
+
+def test_only_a_relay_on_the_way_is_believed_that_our_boot_is_old():
+    world, client, server = pair()
+    world.run(3)
+    told = bytes((1, 1, Reason.OLD_BOOT)) + bytes(4) + (5000).to_bytes(8, "big")
+    _say(world, server, Kind.UNREACHABLE, told)
+    assert client.node.peers[1].session.my_boot == 1000
+
+
+@pytest.mark.parametrize("boot", [BOOT_MAX + 1, TOP])
+def test_a_record_with_an_impossible_boot_is_malformed(boot):
+    world, client, server = pair()
+    world.run(3)
+    _say(world, server, Kind.GOSSIP, _records(Record(7, boot)))
+    world.run(10)
+    assert client.node.counters.peer_faults == 1 and client.node.directory.own.boot == 1000
+
+
+@pytest.mark.parametrize("stamp", [(BOOT_MAX, 3), (BOOT_MAX - 1, 3), (5000, 0), (1000, 99)])
+def test_a_forged_record_of_ours_is_outdone_and_not_sent_to_and_fro(stamp):
+    """That of the highest boot cannot be outdone: it stays, and is left alone."""
+    world, client, server = pair()
+    world.run(3)
+    record = Record(7, *stamp, name="forged")
+    server.node.directory.merge(record, world.now)
+    before = len(world.tap)
+    _say(world, server, Kind.GOSSIP, _records(record))
+    world.run(20)
+    assert len(world.tap) - before < 40
+    own = client.node.directory.own
+    if stamp[0] < BOOT_MAX:
+        assert own.stamp > stamp and server.node.directory.get(7) == own
+    else:
+        assert own.boot == 1000
+    world.run(60)
+    assert len(world.tap) - before < 60, "nor does it go on"
+
+
+def test_endpoints_in_the_zone_of_some_machine_are_skipped():
+    """Whatever stands in a zone would also stand in logs, line breaks too."""
+    zone = Known(EndpointKind.LOCAL, "udp://[fe80::1%\nnode 1 is dead]:7000")
+    good = Known(EndpointKind.FIXED, "tcp://[2001:db8::1]:7000/100%25")
+    assert decode(Record(9, 1, endpoints=(zone, good)).encode()).endpoints == (good,)
+    assert known_of(77, good.endpoint) is None
+    with pytest.raises(ValueError, match="endpoint"):
+        known_of(1, "nowhere")
+
+
+@pytest.mark.parametrize("text", ["tcp://[::ffff:ffff:ffff]:1", "tcp://[0:0::1]:00080"])
+def test_a_record_does_not_grow_when_it_is_passed_on(text):
+    data = Record(9, 1, endpoints=(Known(EndpointKind.FIXED, text),) * 12).encode()
+    assert len(decode(data).encode()) <= len(data)
+
+
+def test_new_servers_do_not_end_streams_to_who_is_only_known_by_other_endpoints():
+    """An exit behind a NAT was never configured, so it is not "no longer configured"."""
+    world = World()
+    seen = Known(EndpointKind.OBSERVED, "sim://198.51.100.1:7")
+    server = world.add(1)
+    world.add(2, record=Record(2, 1000, endpoints=(seen,)))
+    client = world.add(7, {1: ("sim://10.0.0.1:1",)})
+    client.node.directory.merge(Record(2, 1000, endpoints=(seen,)), world.now)
+    client.node.start(world.now)
+    world.run(3)
+    stream = client.node.open(2, "site.test", 80, None, world.now)
+    world.settle(client)
+    world.run(3)
+    assert stream.id in client.opened and not client.resets
+    client.node.set_servers({1: ("sim://10.0.0.1:1", "sim://10.0.0.1:2")}, world.now)
+    world.settle(client)
+    world.run(3)
+    assert not client.resets and client.node.is_linked(2) and server.id in client.node.peers
