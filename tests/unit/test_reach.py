@@ -296,6 +296,29 @@ def test_without_a_connection_beside_nobody_is_silent_to_find_something_out():
     assert missed == 0
 
 
+@pytest.mark.parametrize("after_s", [100, 4000], ids=["while trying", "settled"])
+def test_when_the_home_with_the_binding_dies_another_one_gets_it(after_s):
+    net = Net()
+    exit = net.add(60, Role.EXIT | Role.RELAY, net.nat(NatKind.PORT_RESTRICTED))
+    net.run(after_s)
+    bindings = exit.node.reach.bindings
+    while not bindings.is_kept:
+        net.run(1)
+    (home,) = [peer.id for peer, state in bindings.links() if state.keep_s]
+    net.world.kill(home)
+    net.run(60)
+    assert bindings.is_kept or bindings.binding.trial
+    assert home not in {peer.id for peer, _ in bindings.links()}
+    net.world.network.blocked_protocols.add(("h60", "udp"))
+    net.run(2000)
+    assert not bindings.is_kept and exit.node.reach.snapshot()["binding_s"] is None
+    sent = exit.sent_count
+    net.run(1800)
+    assert exit.sent_count - sent < 200, (
+        "nor does it try all the time (the dead home is dialled, too)"
+    )
+
+
 def test_who_needs_no_binding_sends_only_the_usual_keep_alives():
     net = Net()
     client = net.add(50, Role.ENTRY, net.nat(NatKind.PORT_RESTRICTED))

@@ -43,7 +43,9 @@ class Bindings:
     @property
     def is_kept(self) -> bool:
         """Is the mapping kept alive all the time?"""
-        return bool(self._network) and self.binding.trial is None
+        if not self._network or self.binding.trial is not None:
+            return False
+        return any(state.keep_s for _, state in self.links())
 
     def links(self) -> list[Bound]:
         """Those that we dialled, with their peers; kept ones first."""
@@ -74,14 +76,28 @@ class Bindings:
             self._begin_trial(links, now)
         elif not network:
             self._look_at = None
+        elif is_due and not links:
+            self.relink(now)
+            self._look_at = now + MAX_S
         elif is_due:
             self._look_at = self.binding.next_deadline() or now + self.binding.interval_s
 
+    def relink(self, now: float) -> None:
+        """There is no datagram link to keep alive: whoever has a connection gets one, too."""
+        for peer in self._table.peers.values():
+            if peer.contact.is_kept and peer.contact.direct() is not None:
+                peer.contact.want_other(now)
+                self._table.touch(peer)
+
     def link_down(self, link: LinkId, now: float) -> None:
-        """The link is gone."""
+        """The link is gone, or will be in this turn: another one may have to be kept alive instead."""
         self._quiets.pop(link, None)
         if link == self.binding.trial:
             self.binding.disturbed(now)
+        elif self.binding.trial is not None or not self._network:
+            return
+        if any(state.link == link for _, state in self.links()):
+            self._look_at = now
 
     def probed(self, link: LinkId, now: float) -> None:
         """A PROBE came over this link."""

@@ -22,7 +22,7 @@ from uservpn.kit.endpoint import Endpoint
 from uservpn.mesh.addresses import Networks, preferred
 from uservpn.mesh.contact import LinkState
 from uservpn.mesh.observed import Observed
-from uservpn.mesh.records import EndpointKind, Known, Record, Role
+from uservpn.mesh.records import EndpointKind, Known, Record, Role, known_of
 from uservpn.node.bindings import DATAGRAM, QUIET_CODE, Bindings
 from uservpn.node.table import LinkEntry, Peer, Table
 from uservpn.types import LinkId, NodeId
@@ -186,13 +186,8 @@ class Reach:
         links = self.bindings.links()
         if links:
             self._ask(links[0][0], links[0][1].link)
-            return
-        for (
-            other
-        ) in self._table.peers.values():  # there is a connection to it: a datagram link, too
-            if other.contact.is_kept and other.contact.direct() is not None:
-                other.contact.want_other(now)
-                self._table.touch(other)
+        else:
+            self.bindings.relink(now)
 
     def _send_places(self, peer: Peer, link: LinkId, code: Code) -> None:
         own = self._meeting_places()
@@ -303,10 +298,12 @@ def _unpacked(body: bytes, count_max: int) -> list[Known]:
         found = []
         at = 1
         for _ in range(min(body[0], count_max)):
-            kind, end = EndpointKind(body[at]), at + 2 + body[at + 1]
+            kind, end = body[at], at + 2 + body[at + 1]
             if end > len(body):
                 raise PeerFault("a list of endpoints is cut off")
-            found.append(Known(kind, str(Endpoint.parse(body[at + 2 : end].decode()))))
+            known = known_of(kind, body[at + 2 : end].decode())
+            if known is not None:
+                found.append(known)
             at = end
         return found
     except (IndexError, ValueError) as error:
