@@ -216,7 +216,8 @@ def test_what_was_learned_survives_a_restart(site):
         restart(mesh, mesh.client.config.read_text())
         shown = json.loads(uservpn(mesh.client, "explain", "--json", "127.0.0.1").stdout)
         assert shown["session"]["is_live"] and shown["session"]["reason"] == "only exit"
-        assert samples_of(mesh.client, "127.0.0.1") == before
+        after = samples_of(mesh.client, "127.0.0.1")  # the way to the exit is that of now
+        assert [count for count, _ in after] == [count for count, _ in before] == [1]
 
 
 def test_a_browser_finds_the_proxys_configuration(three):
