@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import random
+import struct
+
 import pytest
 
+from uservpn.mesh.claims import Claim
 from uservpn.mesh.directory import packed
 from uservpn.mesh.gossip import RECORDS
-from uservpn.mesh.records import EndpointKind, Known, Record, decode, known_of
+from uservpn.mesh.records import EndpointKind, Known, Record, Role, decode, known_of
 from uservpn.node.relay import Reason
-from uservpn.wire.constants import BOOT_MAX, Kind
-from world import World, pair
+from uservpn.wire.constants import BOOT_MAX, STAMP_MASK, Kind
+from uservpn.wire.header import HeaderCodec
+from uservpn.wire.keys import KeyRing
+from uservpn.wire.session import Session
+from world import KEY, World, pair
 
 TOP = (1 << 64) - 1
 
@@ -111,3 +118,82 @@ def test_new_servers_do_not_end_streams_to_who_is_only_known_by_other_endpoints(
     world.settle(client)
     world.run(3)
     assert not client.resets and client.node.is_linked(2) and server.id in client.node.peers
+
+
+# --- anything from anybody -----------------------------------------------------------------------
+
+NODES = (0, 1, 2, 7, 8, 9, 255)
+BOOTS = (0, 999, 1000, 1001, 5000, BOOT_MAX, TOP)
+PLACES = ("udp://10.0.0.9:1", "tcp://[fe80::1%e]:4", "sim://10.0.0.1:1", "udp://224.0.0.1:9")
+
+
+def _payload(rng, node):
+    """Well formed, or nearly, with numbers at their limits."""
+    if rng.random() < 0.2:
+        return rng.randbytes(rng.randrange(60))
+    known = tuple(Known(rng.choice(list(EndpointKind)), text) for text in rng.sample(PLACES, 2))
+    record = Record(
+        rng.choice(NODES), rng.choice(BOOTS), rng.choice((0, 2**32 - 1)), endpoints=known
+    )
+    claim = Claim(
+        rng.choice(NODES),
+        rng.randbytes(8),
+        rng.choice(BOOTS),
+        2**32 - 1,
+        1e8,
+        "ä" * rng.randrange(60),
+    )
+    place = rng.choice(PLACES).encode()
+    tokens = [token for peer in node.peers.values() for token in peer.probes] or [bytes(8)]
+    return rng.choice(
+        (
+            _records(record),
+            rng.randbytes(16) + claim.encode(),
+            claim.encode(),
+            struct.pack(">BBBIQ", *rng.choices(NODES, k=2), rng.randrange(5), 9, rng.choice(BOOTS)),
+            bytes((rng.randrange(7), rng.randrange(3), rng.randrange(5), len(place))) + place,
+            bytes((2, 0, 255)) + struct.pack(">BQI", rng.choice(NODES), rng.choice(BOOTS), 1),
+            rng.choice(tokens) + struct.pack(">Q", rng.choice((0, TOP))) + rng.randbytes(14),
+        )
+    )
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_nothing_that_a_member_may_send_raises_and_tables_stay_small(seed):
+    """Of any kind, in anybody's name, over any link and any relays, to a mesh with a stream over relays."""
+    rng, world, ring = random.Random(seed), World(seed), KeyRing((KEY,))
+    codec = HeaderCodec(ring)
+    for node, home in ((1, 0), (2, 1), (7, 1), (8, 2)):
+        fixed = (Known(EndpointKind.FIXED, f"sim://10.0.0.{node}:1"),) if node < 3 else ()
+        roles = Role.SERVER | Role.EXIT | Role.RELAY if node < 3 else Role.EXIT
+        record = Record(node, 1000, 0, roles, endpoints=fixed)
+        world.add(node, {home: (f"sim://10.0.0.{home}:1",)} if home else {}, record=record)
+        world.run(1)
+    world.members[7].node.open(8, "site.test", 80, None, world.now)
+    world.settle(world.members[7])
+    world.run(2)
+    for index in range(200):
+        member = rng.choice(list(world.members.values()))
+        links = [link for link in member.node.links if link > 0] or [0]
+        link = rng.choice(links)
+        entry = member.node.links.get(link)
+        likely = entry.peer.id if entry is not None and entry.peer is not None else 9
+        origin = rng.choice((likely, likely, likely, 1, 2, 7, 8, 9, member.id))
+        peer = member.node.peers.get(origin)
+        boot = peer.session.peer_boot if peer and rng.random() < 0.8 else rng.choice(BOOTS)
+        to = rng.choice((member.id, member.id, member.id, 1, 2, 7, 8))
+        session = Session(ring, codec, origin, boot, to, False)
+        session._number = 10**6 + index
+        wall_ms = int((world.now + 1e9) * 1000)
+        stamp = rng.choice((bytes(3), (wall_ms & STAMP_MASK).to_bytes(3, "big")))
+        bound = peer.session.my_boot if peer and rng.random() < 0.9 else 0
+        hops = rng.choice((0, 0, 0, 0, 0x0100, 0x0201, 0x0102, 0x0900, 0xFFFF))
+        sent_ms = rng.choice((0, wall_ms, wall_ms, TOP))
+        payload = _payload(rng, member.node)
+        head, body = session.seal(rng.randrange(32), payload, stamp, sent_ms, bound, hops)
+        world.inject(member, link, head, body)
+        world.run(rng.choice((0.0, 0.0, 0.01, 0.3)))
+    for member in world.members.values():
+        node = member.node
+        assert len(node.relaying._ways) <= 8 * len(node.peers) and len(node.peers) < 255
+        assert sum(len(peer.outbox) for peer in node.peers.values()) == 0

@@ -100,6 +100,16 @@ def test_the_origin_with_most_loses_its_newest_when_the_queue_is_full():
     assert queue.size == 0
 
 
+def test_small_messages_are_bounded_by_their_count():
+    queue = RelayQueue()
+    assert _put(queue, 5, 16) == 0
+    dropped = sum(_put(queue, 1, 16) for _ in range(relay.COUNT_MAX + 99))
+    assert queue.count == relay.COUNT_MAX and dropped == 100
+    taken, _ = queue.take(1 << 30, 0.0)
+    assert sum(1 for waiting in taken if waiting.header.origin == 5) == 1
+    assert queue.count == queue.size == 0
+
+
 def test_what_waited_too_long_is_dropped():
     queue = RelayQueue()
     _put(queue, 1, 100, at=0.0)

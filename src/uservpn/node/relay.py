@@ -20,6 +20,9 @@ from uservpn.wire.replay import ReplayWindow
 
 QUEUE_MAX: Final = 4 << 20
 """Bytes that wait for one neighbour; beyond it the origin with most of them loses its newest."""
+COUNT_MAX: Final = 8192
+"""Messages that wait for one neighbour, as small ones cost far more memory than their bytes; beyond it the
+origin with most of them loses its newest."""
 QUEUE_S: Final = 2.0
 QUANTUM: Final = 64 << 10
 FLOWS_MAX: Final = 1024
@@ -128,6 +131,7 @@ class RelayQueue:
     """What waits for one neighbour: a queue for each origin, taken in turns."""
 
     size: int = 0
+    count: int = 0
     _queues: dict[int, deque[Waiting]] = field(default_factory=dict)
     _sizes: dict[int, int] = field(default_factory=dict)
     _turns: deque[int] = field(default_factory=deque)
@@ -144,9 +148,14 @@ class RelayQueue:
         queue.append(waiting)
         self._sizes[origin] += len(waiting.body)
         self.size += len(waiting.body)
+        self.count += 1
         dropped = 0
         while self.size > QUEUE_MAX:
             longest = max(self._sizes, key=self._sizes.__getitem__)
+            self._remove(longest, self._queues[longest].pop())
+            dropped += 1
+        if self.count > COUNT_MAX:
+            longest = max(self._queues, key=lambda origin: len(self._queues[origin]))
             self._remove(longest, self._queues[longest].pop())
             dropped += 1
         return dropped
@@ -177,11 +186,12 @@ class RelayQueue:
         self._queues.clear()
         self._sizes.clear()
         self._turns.clear()
-        self.size = 0
+        self.size = self.count = 0
         return lost
 
     def _remove(self, origin: int, waiting: Waiting) -> None:
         self.size -= len(waiting.body)
+        self.count -= 1
         self._sizes[origin] -= len(waiting.body)
         if not self._queues[origin]:
             del self._queues[origin], self._sizes[origin]
