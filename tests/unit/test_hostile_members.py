@@ -127,10 +127,10 @@ BOOTS = (0, 999, 1000, 1001, 5000, BOOT_MAX, TOP)
 PLACES = ("udp://10.0.0.9:1", "tcp://[fe80::1%e]:4", "sim://10.0.0.1:1", "udp://224.0.0.1:9")
 
 
-def _payload(rng, node):
-    """Well formed, or nearly, with numbers at their limits."""
+def _message(rng, node):
+    """Kind and payload: well formed, or nearly, with numbers at their limits; now and then nonsense."""
     if rng.random() < 0.2:
-        return rng.randbytes(rng.randrange(60))
+        return rng.randrange(32), rng.randbytes(rng.randrange(4))
     known = tuple(Known(rng.choice(list(EndpointKind)), text) for text in rng.sample(PLACES, 2))
     record = Record(
         rng.choice(NODES), rng.choice(BOOTS), rng.choice((0, 2**32 - 1)), endpoints=known
@@ -142,18 +142,26 @@ def _payload(rng, node):
         2**32 - 1,
         1e8,
         "ä" * rng.randrange(60),
-    )
+    ).encode()
     place = rng.choice(PLACES).encode()
     tokens = [token for peer in node.peers.values() for token in peer.probes] or [bytes(8)]
+    stamp = struct.pack(">BQI", rng.choice(NODES), rng.choice(BOOTS), 1)
+    way = struct.pack(">BBBIQ", *rng.choices(NODES, k=2), rng.randrange(5), 9, rng.choice(BOOTS))
+    reach = bytes((rng.randrange(7), rng.randrange(3), rng.randrange(5), len(place))) + place
+    answer = rng.choice(tokens) + struct.pack(">Q", rng.choice((0, TOP))) + rng.randbytes(14)
     return rng.choice(
         (
-            _records(record),
-            rng.randbytes(16) + claim.encode(),
-            claim.encode(),
-            struct.pack(">BBBIQ", *rng.choices(NODES, k=2), rng.randrange(5), 9, rng.choice(BOOTS)),
-            bytes((rng.randrange(7), rng.randrange(3), rng.randrange(5), len(place))) + place,
-            bytes((2, 0, 255)) + struct.pack(">BQI", rng.choice(NODES), rng.choice(BOOTS), 1),
-            rng.choice(tokens) + struct.pack(">Q", rng.choice((0, TOP))) + rng.randbytes(14),
+            (Kind.GOSSIP, _records(record)),
+            (Kind.GOSSIP, bytes((2, 0, 255)) + stamp),
+            (Kind.ECHO, rng.randbytes(16) + claim),
+            (Kind.CLAIM, claim),
+            (Kind.DUPLICATE, claim),
+            (Kind.OUTDATED, rng.choice(BOOTS).to_bytes(8, "big")),
+            (Kind.UNREACHABLE, way),
+            (Kind.REACH, reach),
+            (Kind.ANSWER, answer),
+            (Kind.CHALLENGE, rng.randbytes(16)),
+            (rng.randrange(32), claim),
         )
     )
 
@@ -189,10 +197,11 @@ def test_nothing_that_a_member_may_send_raises_and_tables_stay_small(seed):
         bound = peer.session.my_boot if peer and rng.random() < 0.9 else 0
         hops = rng.choice((0, 0, 0, 0, 0x0100, 0x0201, 0x0102, 0x0900, 0xFFFF))
         sent_ms = rng.choice((0, wall_ms, wall_ms, TOP))
-        payload = _payload(rng, member.node)
-        head, body = session.seal(rng.randrange(32), payload, stamp, sent_ms, bound, hops)
+        kind, payload = _message(rng, member.node)
+        head, body = session.seal(kind, payload, stamp, sent_ms, bound, hops)
         world.inject(member, link, head, body)
         world.run(rng.choice((0.0, 0.0, 0.01, 0.3)))
+    world.run(10)
     for member in world.members.values():
         node = member.node
         assert len(node.relaying._ways) <= 8 * len(node.peers) and len(node.peers) < 255
