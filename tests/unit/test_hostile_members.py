@@ -7,6 +7,7 @@ import struct
 
 import pytest
 
+from uservpn.errors import PeerFault
 from uservpn.mesh.claims import Claim
 from uservpn.mesh.directory import packed
 from uservpn.mesh.gossip import RECORDS
@@ -118,6 +119,12 @@ def test_new_servers_do_not_end_streams_to_who_is_only_known_by_other_endpoints(
     world.settle(client)
     world.run(3)
     assert not client.resets and client.node.is_linked(2) and server.id in client.node.peers
+
+
+def test_an_address_in_a_claim_writes_no_line_of_its_own_into_the_log():
+    claim = Claim(7, b"i" * 8, 1000, 1, 5.0, "x\nnode 1 is dead")
+    with pytest.raises(PeerFault, match="printable"):
+        Claim.decode(claim.encode())
 
 
 # --- anything from anybody -----------------------------------------------------------------------

@@ -80,6 +80,8 @@ class Claim(NamedTuple):
             raise PeerFault(f"a claim is malformed: {error}") from None
         if size > ADDRESS_SIZE_MAX or len(data) < _HEAD.size + size or not 0 < node < 255:
             raise PeerFault("a claim is cut off, or impossible")
+        if not address.isprintable():  # it will stand in logs
+            raise PeerFault("the address in a claim is not printable")
         return cls(node, instance, boot, serial, age / _TICKS, address)
 
 
