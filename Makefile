@@ -8,6 +8,8 @@ STAMP := $(VENV)/.setup-done
 ARGS ?=
 # Seconds for all tests together; one test has 120 (pyproject.toml).
 TEST_LIMIT ?= 295
+# Test files that run side by side.
+JOBS ?= 2
 ROUNDS ?= 50
 # How many simulated meshes `make sim` plays.
 SEEDS ?= 100
@@ -36,7 +38,7 @@ demo: setup  ## A client and two exits on loopback; ARGS=--once ends after its o
 	$(BIN)/uservpn demo $(ARGS)
 
 test: setup  ## All tests; ARGS goes to pytest
-	$(BIN)/python -m pytest --session-timeout=$(TEST_LIMIT) tests $(ARGS)
+	$(BIN)/python -m pytest --session-timeout=$(TEST_LIMIT) -n $(JOBS) --dist loadfile tests $(ARGS)
 
 netns: setup  ## The tests in network namespaces at full size (needs root; see docs/testing.md)
 	USERVPN_NETNS=full $(BIN)/python -m pytest -s --timeout=300 tests/netns $(ARGS)

@@ -27,12 +27,14 @@ KEY = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
 
 
 _given_ports: set[int] = set()
+WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 4
+"""Which of the processes that run tests side by side this is: each has ports of its own."""
 
 
 def free_port() -> int:
     """A port nobody uses now, outside the range from which the kernel takes ports for clients."""
     for _ in range(1000):
-        port = random.randrange(20_000, 32_000)
+        port = 20_000 + 3_000 * WORKER + random.randrange(3_000)
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))

@@ -13,6 +13,7 @@ from drivers import make_driver
 from uservpn.errors import Fault, UsageError
 from uservpn.links.base import LinkCaps
 from uservpn.node.options import CloseWanted
+from uservpn.runtime import driver as driver_module
 from uservpn.runtime.netwatch import Network
 
 CAPS = LinkCaps("fake", 70_000, is_ordered=True, is_reliable=True)
@@ -400,3 +401,27 @@ def test_after_sleep_every_peer_is_tried_at_once(monkeypatch):
         await client.close()
 
     _run(main)
+
+
+def test_a_mistake_in_the_node_does_not_stop_its_timers(monkeypatch, caplog):
+    """Nothing else happens to it afterwards: only the timer brings it back."""
+    monkeypatch.setattr(driver_module, "_AGAIN_S", 0.01)
+
+    async def main():
+        client, _, offered = _pair(FakePlugin())
+        take = client.node.take_transmits
+        failures = iter((True, False))
+
+        def fail_once(*args):
+            if next(failures, False):
+                raise ZeroDivisionError("on purpose")
+            return take(*args)
+
+        monkeypatch.setattr(client.node, "take_transmits", fail_once)
+        client.start()
+        client.open(1, "site.test", 80, Owner())
+        await _until(lambda: offered)
+        await client.close()
+
+    _run(main)
+    assert "the node failed" in caplog.text

@@ -41,6 +41,8 @@ _EPSILON_S: Final = 0.002
 """Timers may fire a little early: what is due within this is due (else the loop would spin)."""
 _CLOCKS_S: Final = 1.0
 """What is known of the wall clock is at most this old whenever it counts."""
+_AGAIN_S: Final = 1.0
+"""After a mistake of ours: soon enough to go on, seldom enough not to spin."""
 _SLEPT_S: Final = 1.0
 _NO_WAY: Final = (errno.ENETUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL)
 """Errors of a machine that is offline."""
@@ -369,9 +371,17 @@ class Driver:
             self._flush_handle = self.loop.call_soon(self._flush)
 
     def _flush(self) -> None:
+        """One round; a mistake of ours in it must not be the end of all that the node has to do later."""
         self._flush_handle = None
-        node = self.node
         now = monotonic()
+        try:
+            self._round(now)
+        except Exception:
+            log.exception("the node failed; it goes on in %g s", _AGAIN_S)
+            self._arm(now + _AGAIN_S, now)
+
+    def _round(self, now: float) -> None:
+        node = self.node
         if now - self._wall_at > _CLOCKS_S:
             self._look_at_clocks(now)
         deadline = node.next_deadline()
