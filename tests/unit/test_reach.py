@@ -247,6 +247,45 @@ def test_a_forger_who_is_faster_moves_no_traffic(races):
     assert sum(map(len, thief.lured)) < 20_000
 
 
+# --- messages that only pass a node ---------------------------------------------------------------
+
+
+def _over_relays(seed: int) -> tuple[Net, Nat]:
+    """A client and an exit that have datagram links to servers alone, each behind a symmetric router."""
+    net = Net(3, seed=seed)
+    router = net.nat(NatKind.SYMMETRIC, 101)
+    for node in (50, 60):
+        net.world.network.blocked_protocols.add((f"h{node}", "tcp"))
+    net.add(60, Role.EXIT | Role.RELAY, net.nat(NatKind.SYMMETRIC, 102))
+    net.add(50, Role.ENTRY, router)
+    net.run(100)
+    return net, router
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_way_over_a_relay_that_knows_us_by_another_port_is_opened_at_once(seed):
+    """The router has forgotten the client while it was idle, and all it has to say is for the exit."""
+    net, router = _over_relays(seed)
+    net.run(250)
+    router.forget()
+    flow = net.flow(50, 60, 1000, 1000)
+    net.run(0.8)
+    assert flow.is_done and net.direct(50, 60) == ""
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_router_that_forgets_costs_a_relayed_way_no_connection(seed):
+    """No relay knows whose messages arrive from the new port: they are for somebody else."""
+    net, router = _over_relays(seed)
+    first = net.flow(50, 60)
+    net.run(3)
+    assert first.is_done
+    router.forget()
+    second = net.flow(50, 60)
+    net.run(4)
+    assert second.is_done and net.direct(50, 60) == ""
+
+
 # --- bindings ------------------------------------------------------------------------------------
 
 

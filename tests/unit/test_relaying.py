@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from uservpn.errors import Fault
+from uservpn.mesh.contact import CHECK_S, HURRY_S, Contact, Probe
 from uservpn.mesh.records import EndpointKind, Known, Record, Role
 from uservpn.node.table import OVERHEAD
+from uservpn.types import LinkId
 from uservpn.wire.constants import Kind
 from world import World
 
@@ -137,6 +139,84 @@ def test_killing_the_relay_in_use_moves_its_traffic_and_loses_nothing():
     received = world.members[60].received.values()
     assert bytes(next(iter(received))) == data
     assert stream.id not in client.resets
+
+
+@pytest.mark.parametrize("is_download", [False, True])
+@pytest.mark.parametrize(("delay", "most_s"), [(0.005, 0.9), (0.05, 1.3), (0.1, 2.0)])
+def test_a_relay_that_falls_silent_is_left_within_a_second(is_download, delay, most_s):
+    """Its datagram links stand: nobody says that it is gone. Nor does the traffic come back to it."""
+    world = _mesh(payload_max=1400, delay=delay)
+    near, far = world.members[50], world.members[60]
+    stream = near.node.open(60, "site.test", 80, None, world.now)
+    near.send(stream, b"x")
+    world.settle(near)
+    world.run(1)
+    back = far.offered[-1][0]
+    source, out, sink, key = (near, stream, far, back.id)
+    if is_download:
+        source, out, sink, key = (far, back, near, stream.id)
+    ((dead,),) = _ways(world)
+    longest = last = 0.0
+    count = 0
+    for turn in range(350):
+        if turn == 50:
+            world.shut |= {frozenset((dead, node)) for node in world.members}
+        if turn >= 50 + 2 * most_s / 0.02:
+            node = source.node
+            used = node.links[node.peers[sink.id].sent_over].hops
+            assert used and used[0] != dead
+        source.send(out, bytes(1000))
+        world.settle(source)
+        world.run(0.02)
+        if len(sink.received.get(key, b"")) > count:
+            longest, last = max(longest, world.now - last if last else 0.0), world.now
+            count = len(sink.received[key])
+    assert longest < most_s
+    world.run(2)
+    assert len(sink.received[key]) == 350_000 + (not is_download)
+
+
+def test_one_lost_answer_does_not_move_the_traffic_from_a_way():
+    contact = Contact((), keepalive_s=600.0, grace_s=60.0, jitter=lambda span: 0.0)
+    way = contact.link_up(LinkId(-1), "relay", "relay:1", True, 0.0, relayed=True)
+    contact.measured(way, 0.1)
+    contact.heard(way, 0.2)
+    contact.sent(way, True, 1.0)
+    contact.on_deadline(1.39)
+    assert not contact.take_plans()
+    assert contact.next_deadline() == 1.0 + CHECK_S
+    contact.on_deadline(1.0 + CHECK_S)
+    assert contact.take_plans() == [Probe(LinkId(-1), False)]
+    assert not contact.is_silent()
+    contact.on_deadline(1.0 + 2 * CHECK_S)
+    assert contact.take_plans() == [Probe(LinkId(-1), False)]
+    assert contact.is_silent()
+    contact.heard(way, 2.0)
+    assert not contact.is_silent()
+    contact.sent(way, True, 3.0)
+    contact.on_deadline(3.0 + CHECK_S)
+    assert not contact.is_silent()
+
+
+def test_a_silent_link_carries_nothing_for_others_while_another_one_is_heard():
+    """And one that was not heard since the way fell silent is asked; one that was, or is being asked, not."""
+    udp, tcp = "udp://10.0.0.1:1", "tcp://10.0.0.1:1"
+    contact = Contact((udp, tcp), keepalive_s=600.0, grace_s=60.0, jitter=lambda span: 0.0)
+    first = contact.link_up(LinkId(1), "tcp", tcp, True, 0.0)
+    second = contact.link_up(LinkId(2), "udp", udp, True, 0.0, is_lossy=True)
+    contact.heard(first, 0.1)
+    contact.proved(second, 0.2)
+    contact.take_plans()
+    assert contact.carrier() is second
+    contact.doubt(0.1, 1.0)
+    assert not contact.take_plans()
+    contact.doubt(0.9, 1.0)
+    contact.doubt(0.9, 1.1)
+    assert contact.take_plans() == [Probe(LinkId(2), False)]
+    contact.on_deadline(1.0 + HURRY_S)
+    assert contact.carrier() is first and contact.direct() is second
+    first.probed = True
+    assert contact.carrier() is second
 
 
 def test_a_relay_that_lost_the_exit_says_so_and_another_one_is_taken():

@@ -45,7 +45,8 @@ RETRY_S: Final = 1.0
 """A lossy link whose peer owes an answer is probed after so long, then after 3 and 7 times that (RFC 6298's
 start value and back-off): one lost datagram must not cost ANSWER_S, nor two of them the link."""
 CHECK_S: Final = 0.4
-"""A datagram link of ours that was just used is probed after so much silence (or 3 round trips)."""
+"""A datagram link of ours that was just used is probed after so much silence (or 3 round trips); a way over
+relays whose peer owes an answer, too (or 1.5 round trips), and left for another one after twice that."""
 PUNCH_RETRY_S: Final = 0.1
 PUNCH_S: Final = 2.5
 """A link that opens a way through a NAT is probed after 0.1 s, then ever less often, for so long."""
@@ -126,7 +127,9 @@ class LinkState:
     keep_s: float = 0.0
     """How long it may be silent so that a NAT remembers it; 0: the usual time between keep-alives."""
     retry_s: float = RETRY_S
-    """When, after `owed_since`, the next probe of a lossy link goes."""
+    """When, after `owed_since`, the next probe of a lossy link, or of a relayed one, goes."""
+    is_doubted: bool = False
+    """A relayed one that was probed once because its peer owes an answer; next time it is silent."""
 
 
 class Contact:
@@ -287,8 +290,8 @@ class Contact:
             self._answered(state)
         state.heard_at = now
         state.owed_since = None
-        state.probed = False
-        state.retry_s = RETRY_S
+        state.probed = state.is_doubted = False
+        state.retry_s = self._retry_start(state)
         if not state.relayed:
             self._failures = 0
         if self.links[0] is not state:
@@ -402,6 +405,13 @@ class Contact:
             return None
         return self.links[0]
 
+    def carrier(self) -> LinkState | None:
+        """The direct link to send over: the preferred one that is not silent, if there is any such."""
+        for state in self.links:
+            if not (state.probed or state.relayed or state.is_tentative):
+                return state
+        return self.direct()
+
     @property
     def is_failing(self) -> bool:
         """No link, and tries to open one have failed again and again."""
@@ -412,8 +422,20 @@ class Contact:
         return next((state for state in self.links if not state.probed), self.links[0])
 
     def is_silent(self) -> bool:
-        """Is every link silent though answers are owed?"""
-        return all(state.probed for state in self.links)
+        """Is no link heard though answers are owed? A tentative one never was."""
+        return all(state.probed or state.is_tentative for state in self.links)
+
+    def doubt(self, since: float, now: float) -> None:
+        """What goes over this peer to others has not been answered since then: is the peer there?
+
+        A datagram link may be dead without a word, or the peer not know whose it is, because a NAT on the
+        way has given it another address: messages that only pass the peer do not tell it.
+        """
+        state = self.carrier()
+        if state is not None and state.owed_since is None and state.heard_at < since:
+            state.owed_since = now
+            state.retry_s = max(HURRY_S, 3 * (state.rtt_s or 0.0))
+            self._plans.append(Probe(state.link, False))
 
     def wake(self, now: float) -> None:
         """After sleep, or when the network changed: one try of everything, at once.
@@ -471,9 +493,12 @@ class Contact:
         elif owed is not None and not state.probed and now >= owed + patience:
             state.probed = True
             self._plans.append(Probe(state.link, False))
-        elif owed is not None and state.is_lossy and now >= owed + state.retry_s:
+        elif owed is not None and self._is_retried(state) and now >= owed + state.retry_s:
             if state.is_unproved:
                 state.retry_s = 1.5 * state.retry_s + self._jitter(PUNCH_RETRY_S)
+            elif state.relayed and not state.is_doubted:
+                state.retry_s *= 2  # one lost probe is no reason to leave a way
+                state.is_doubted = True
             else:
                 state.retry_s = 2 * state.retry_s + RETRY_S
                 # others carry meanwhile, where there are any: UDP may have been shut off
@@ -499,7 +524,7 @@ class Contact:
             if state.owed_since is not None:
                 patience = self._patience(state)
                 times.append(state.owed_since + (2 * patience if state.probed else patience))
-                if state.is_lossy:
+                if self._is_retried(state):
                     times.append(state.owed_since + state.retry_s)
             elif self.has_streams:
                 times.append(self._check_at(state))
@@ -584,6 +609,14 @@ class Contact:
         if state.is_unproved and (state.is_lossy or state.dialled):
             return PUNCH_S / 2
         return max(ANSWER_S, 4 * (state.rtt_s or 0.0))
+
+    def _is_retried(self, state: LinkState) -> bool:
+        return state.is_lossy or state.relayed
+
+    def _retry_start(self, state: LinkState) -> float:
+        if state.relayed and state.rtt_s is not None:
+            return max(CHECK_S, 1.5 * state.rtt_s)
+        return RETRY_S
 
     def _judge(self) -> None:
         """No link is left: did every endpoint refuse?"""

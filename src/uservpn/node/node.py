@@ -559,6 +559,7 @@ class Node:
                     peer.outbox.append((link, Kind.KEEPALIVE, table.padding(), 0))
                 case Probe(link, False):
                     table.probe(peer, link, now)
+                    self.relaying.doubt(link, now)
                     self._note_silence(peer, link, now)
                     if peer.is_needed() and peer.contact.is_silent():
                         self.relaying.seek(peer, now)

@@ -20,6 +20,8 @@ SIZE_FLOOR: Final = 1 << 10
 """Whatever a relay says, every link carries messages of this size."""
 RELAYED_MAX: Final = 8
 """Ways to one peer at a time."""
+RECENT_S: Final = 15.0
+"""A first hop that was silent for longer is probed when a way over it is opened: NATs forget."""
 TELL_EVERY_S: Final = 0.2
 TOLD_MAX: Final = 1024
 
@@ -56,7 +58,7 @@ class Relaying:
                 self._tell_unreachable(header, ends[1], Reason.OLD_BOOT, 0, now, boot)
             return
         onward = table.peers.get(ends[1])
-        state = onward.contact.direct() if onward is not None else None
+        state = onward.contact.carrier() if onward is not None else None
         if onward is None or state is None:
             self._tell_unreachable(header, ends[1], Reason.NO_LINK, 0, now)
             return
@@ -76,7 +78,7 @@ class Relaying:
         now: float,
     ) -> None:
         """What waits for this neighbour, as far as its link has room."""
-        state = peer.contact.direct()
+        state = peer.contact.carrier()
         if state is None:
             return  # `neighbour_lost` has emptied the queue
         stamp = (int((now + self._table.wall_s) * 1000) & STAMP_MASK).to_bytes(3, "big")
@@ -113,7 +115,7 @@ class Relaying:
         origin = table.peer(NodeId(header.origin))
         link: LinkId | None
         if header.hop1 == table.me:
-            state = origin.contact.direct()
+            state = origin.contact.carrier()
             link = state.link if state is not None else None
         else:
             link = self._way(origin.id, (NodeId(header.hop1),), now)
@@ -169,8 +171,18 @@ class Relaying:
         if entry is None or not entry.hops:
             return link if entry is not None else None
         first = self._table.peers.get(entry.hops[0])
-        state = first.contact.direct() if first is not None else None
+        state = first.contact.carrier() if first is not None else None
         return state.link if state is not None else None
+
+    def doubt(self, link: LinkId, now: float) -> None:
+        """Where this is a way, and its peer owes an answer: is the first hop still there?"""
+        entry = self._table.links.get(link)
+        if entry is None or not entry.hops or entry.state is None:
+            return
+        first = self._table.peers.get(entry.hops[0])
+        if first is not None and entry.state.owed_since is not None:
+            self._table.touch(first)
+            first.contact.doubt(entry.state.owed_since, now)
 
     def seek(self, peer: Peer, now: float) -> None:
         """Opens a way over relays, unless one stands; where none is, dials who would be one."""
@@ -181,7 +193,8 @@ class Relaying:
         linked = {
             NodeId(node): state.rtt_s
             for node, other in table.peers.items()
-            if other is not peer and (state := other.contact.direct()) and other.is_neighbour
+            if other is not peer and (state := other.contact.carrier()) and other.is_neighbour
+            if not state.probed
         }
         for route in self.routes.find(peer.id, linked, now):
             link = self._way(peer.id, route, now)
@@ -190,6 +203,9 @@ class Relaying:
             entry = table.links[link]
             if entry.peer is None:
                 table.bind(link, entry, peer, True, entry.remote, now)
+                first = table.peers[route[0]]
+                table.touch(first)
+                first.contact.doubt(now - RECENT_S, now)
                 return
         for node in self.routes.neighbours(peer.id, now)[:2]:
             if node not in linked and node != peer.id:
@@ -208,7 +224,7 @@ class Relaying:
             return link
         table = self._table
         first = table.peers.get(hops[0])
-        state = first.contact.direct() if first is not None else None
+        state = first.contact.carrier() if first is not None else None
         if state is None or sum(1 for node, _ in self._ways if node == peer) >= RELAYED_MAX:
             return None
         self._last_way -= 1
