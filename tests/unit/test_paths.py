@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 
 import pytest
 
 from paths import SIZE_MAX, WIRE, Conditions, Line
+from uservpn.errors import Fault
+from uservpn.tunnel.bbr import Bbr
+from uservpn.tunnel.path import Path
+from uservpn.tunnel.tunnel import Tunnel
+from uservpn.types import LinkId
+from world import take
 
 MBIT = 1e6 / 8
 RATE = 40 * MBIT
@@ -64,6 +71,36 @@ def test_after_a_black_hole_the_path_is_full_again_within_half_a_second():
     assert line.path.sent > sent + 10_000
     got = line.goodput(10.0, 12.0)
     assert got >= 0.9 * BEST * RATE
+
+
+def _probes(tunnel: Tunnel, path: Path, start: float, end: float) -> list[float]:
+    """When the tunnel said something over a path from which nothing comes back."""
+    sent = []
+    while (due := tunnel.next_deadline()) is not None and due <= end:
+        start = max(start, due)
+        tunnel.on_deadline(start)
+        if take(tunnel, 1 << 20, 1400, start):
+            sent.append(start)
+    return sent
+
+
+def test_a_silent_path_is_asked_often_only_while_a_stream_is_open():
+    tunnel = Tunnel(1, 2, random.Random(1).randrange)
+    path = Path(LinkId(1), Bbr(0.05), 0.05, True)
+    tunnel.path_up(path, False)
+    stream = tunnel.open("site.test", 80, None)
+    take(tunnel, 1 << 20, 1400, 10.0)
+    assert 30 <= len(_probes(tunnel, path, 10.0, 20.0)) <= 40
+    tunnel.reset(stream, Fault.CANCELLED)
+    take(tunnel, 1 << 20, 1400, 20.0)
+    tunnel.take_events()
+    assert not tunnel.streams
+    idle = _probes(tunnel, path, 20.0, 80.0)
+    assert 5 <= len(idle) <= 10, idle
+    tunnel.open("site.test", 80, None)
+    take(tunnel, 1 << 20, 1400, 80.0)
+    again = _probes(tunnel, path, 80.0, 81.0)
+    assert len(again) >= 2 and again[0] <= 80.31
 
 
 def test_a_rate_that_falls_by_ten_is_followed_within_two_seconds():

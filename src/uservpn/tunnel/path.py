@@ -36,7 +36,8 @@ PROBE_MIN_S: Final = 0.005
 TAIL_PROBE_S: Final = 0.3
 """A path that is silent is probed at least so often at first, so that a black hole's end is noticed."""
 OFTEN_COUNT: Final = 200
-"""So many probes go that often (for a minute); then they grow rarer, up to every ASK_DELAY_MAX_S."""
+"""So many probes go that often (for a minute); then they grow rarer, up to every ASK_DELAY_MAX_S. Where no
+stream is open, they grow rarer at once."""
 SILENT_COUNT: Final = 2
 """Probes without a report until a path that loses messages counts as silent; one on others."""
 LOSS_WEIGHT: Final = 1 / 16
@@ -98,6 +99,8 @@ class Path:
         controller only keeps its queue short, by the window, where the path is long."""
         self.is_bounded = self.is_lossy
         """The controller says how much may be on it: on a reliable path if that is a long one."""
+        self.is_awaited = True
+        """Set by the tunnel before a take: a stream is open, somebody waits for the end of a silence."""
         self.is_held = False
         """Set by the owner before a take: the controller holds back bulk, not the link below."""
         self.flights: deque[Flight] = deque()
@@ -231,7 +234,7 @@ class Path:
             self._pace_at = max(self._pace_at, now - LATE_S) + size / control.pace
         if self.silent_count == 0:
             self.probe_at = now + self.timeout_s()
-        elif self.probe_at is None and not self.is_probe_due:
+        elif not self.is_probe_due and self._is_probe_far(now):
             self._probe_later(now)
 
     def note_end(self, has_more: bool, now: float) -> None:
@@ -260,7 +263,7 @@ class Path:
     def _probe_later(self, now: float) -> None:
         base = self.timeout_s()
         most = ASK_DELAY_MAX_S
-        if self.is_lossy and self.silent_count < OFTEN_COUNT:
+        if self._is_often():
             most = TAIL_PROBE_S
         self.probe_at = now + max(base, min(base * 2.0 ** min(self.silent_count, 10), most))
 
@@ -376,6 +379,15 @@ class Path:
         self._reorder_rounds = REORDER_ROUNDS
 
     # --- inside ----------------------------------------------------------------------------------
+
+    def _is_often(self) -> bool:
+        return self.is_lossy and self.is_awaited and self.silent_count < OFTEN_COUNT
+
+    def _is_probe_far(self, now: float) -> bool:
+        """Is no probe planned, or one from a time when nobody waited?"""
+        if self.probe_at is None:
+            return True
+        return self._is_often() and self.probe_at > now + max(self.timeout_s(), TAIL_PROBE_S)
 
     def _measure(self, rtt: float) -> None:
         self._rtt_last_s = rtt

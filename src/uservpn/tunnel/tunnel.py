@@ -369,6 +369,7 @@ class Tunnel:
         outbox = self.outbox
         out: list[tuple[int, Buffer]] = []
         new: list[Buffer] = []
+        path.is_awaited = bool(self.streams)
         if self.inbox.is_due and lanes in (ALL_LANES, REPORT_ONLY, FIRST_ONLY):
             self._take_report(out, size_max, now)
         is_first = lanes in (ALL_LANES, FIRST_ONLY)
