@@ -106,6 +106,21 @@ def test_no_answer_is_no_refusal():
     assert not contact.take_plans()
 
 
+def test_a_server_that_is_gone_is_one_line_of_the_log():
+    """However often it is tried: datagram links come up each time, and nobody answers."""
+    world, client, _ = pair()
+    world.run(2)
+    world.crash(1)
+    world.run(1)
+    before = len(client.news)
+    for link in range(100, 120, 2):
+        client.node.link_up(link, "udp", 1424, "udp://1", world.now, 1, "udp://1", size_base=1200)
+        client.node.link_down(link, "refused", world.now)
+        world.settle(client)
+    assert [text for text in client.news if "lost the link" in text] == client.news[:before]
+    assert before == 1
+
+
 @pytest.mark.parametrize("loss", [0.0, 0.3])
 def test_data_goes_with_the_first_messages_of_a_datagram_link(loss):
     """No handshake: what a program says first is on its way before anything was heard."""
