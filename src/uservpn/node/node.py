@@ -313,7 +313,9 @@ class Node:
         peer.mail.link_lost()
         if peer.is_needed() and peer.contact.direct() is None:
             self.relaying.seek(peer, now)
-        was_tried = entry.state is not None and entry.state.is_tentative  # a dial, to who reads the log
+        was_tried = (
+            entry.state is not None and entry.state.is_tentative
+        )  # a dial, to who reads the log
         if not peer.contact.links and not was_tried:
             self.table.tell(peer.id, f"lost the link to node {peer.id} ({entry.remote}): {reason}")
         if peer.rival is not None:
