@@ -86,7 +86,7 @@ def load_plugins(protocols: set[str]) -> dict[str, LinkPlugin | PluginFactory]:
     from importlib.metadata import entry_points  # megabytes that few need
 
     for name in protocols - set(plugins):
-        found = [entry for entry in entry_points(group="uservpn.links") if entry.name == name]
+        found = list(entry_points(group="uservpn.links", name=name))
         if not found:
             raise ConfigError([f"no link plug-in for the protocol {name!r} is installed"])
         try:

@@ -349,17 +349,8 @@ def test_a_record_left_behind_with_a_higher_boot_is_superseded():
     assert server.node.directory.get(7).name == "newer"
 
 
-def test_a_first_node_that_slept_takes_another_boot_where_its_own_is_outdated():
-    """Silent for minutes, its number was used elsewhere and left again: it is heard all the same."""
-    world = World()
-    server = _server(world, 1)
-    first = _twin(world, HOME, 2000, "sim://first")
-    world.run(20)
-    world.unreachable.add(1)
-    first.is_up = False
-    world.cut_all()
-    world.run(60)
-    world.unreachable.clear()
+def _a_guest_comes_and_the_first_wakes(world, server, first) -> None:
+    """While the first one sleeps another takes its number, and dies; then the first is heard again."""
     guest = _twin(world, HOME, 9000, "sim://guest")
     world.run(10)
     assert server.node.peers[7].session.peer_boot == 9000
@@ -375,6 +366,20 @@ def test_a_first_node_that_slept_takes_another_boot_where_its_own_is_outdated():
     download = Download(world, first, server)
     download.go_on(2)
     download.check()
+
+
+def test_a_first_node_that_slept_takes_another_boot_where_its_own_is_outdated():
+    """Silent for minutes, its number was used elsewhere and left again: it is heard all the same."""
+    world = World()
+    server = _server(world, 1)
+    first = _twin(world, HOME, 2000, "sim://first")
+    world.run(20)
+    world.unreachable.add(1)
+    first.is_up = False
+    world.cut_all()
+    world.run(60)
+    world.unreachable.clear()
+    _a_guest_comes_and_the_first_wakes(world, server, first)
     assert first.node.peers[1].session.my_boot > 9000 > first.node.options.boot
 
 
@@ -389,21 +394,7 @@ def test_the_same_where_the_server_was_restarted_meanwhile():
     world.crash(1)
     world.run(60)
     server = _server(world, 1, boot=5000)
-    guest = _twin(world, HOME, 9000, "sim://guest")
-    world.run(10)
-    assert server.node.peers[7].session.peer_boot == 9000
-    _die(world, guest)
-    world.run(1)
-    first.is_up = True
-    for link in list(first.node.links):
-        first.node.link_down(link, "slept", world.now)
-    first.node.wake(world.now)
-    world.settle(first)
-    world.run(130)
-    assert server.node.peers[7].session.peer_boot > 9000
-    download = Download(world, first, server)
-    download.go_on(2)
-    download.check()
+    _a_guest_comes_and_the_first_wakes(world, server, first)
 
 
 def test_recorded_messages_of_an_older_boot_are_not_heard_and_older_ones_not_answered():
