@@ -220,7 +220,7 @@ def test_confirming_far_above_a_gap_costs_no_more_each_time():
 
 def test_stream_numbers_that_run_out_are_a_stream_fault():
     source = _tunnel()
-    source._next_id = (1 << 32) - 1
+    source._table._next_id = (1 << 32) - 1
     last = source.open("site.test", 80, None)
     with pytest.raises(StreamFault):
         source.open("site.test", 80, None)

@@ -1,7 +1,7 @@
 """The frames inside a tunnel's messages: layouts and encoders (docs/wire.md, section Frames).
 
 A DATA message is an 8-byte sequence followed by frames; a SINK message is frames only. Decoding is
-one loop in `tunnel/tunnel.py`, because it is on the bulk path.
+one loop in `tunnel/reader.py`, because it is on the bulk path.
 """
 
 from __future__ import annotations

@@ -1,0 +1,180 @@
+"""What the peer's messages say: frames are read one by one, and each part of the tunnel told its own.
+
+One loop, without a table of functions, because it is on the bulk path.
+"""
+
+from __future__ import annotations
+
+from uservpn.errors import Fault, PeerFault
+from uservpn.tunnel import limits
+from uservpn.tunnel.delivery import Delivery
+from uservpn.tunnel.events import Offered, Opened, Reset
+from uservpn.tunnel.inbox import Inbox
+from uservpn.tunnel.lanes import HEAD_SIZE, Lanes
+from uservpn.tunnel.outbox import Outbox
+from uservpn.tunnel.stream import Stream
+from uservpn.tunnel.streams import StreamTable
+from uservpn.wire import frames
+
+
+class Reader:
+    """Reads the frames of genuine messages. What breaks the protocol raises PeerFault."""
+
+    def __init__(self, table: StreamTable, lanes: Lanes, outbox: Outbox, inbox: Inbox) -> None:
+        self._table = table
+        self._lanes = lanes
+        self._outbox = outbox
+        self._inbox = inbox
+        self._delivery = Delivery(table)
+
+    def read(self, payload: bytes, position: int, now: float) -> None:
+        """The frames of one message, from `position` on.
+
+        Raises:
+            PeerFault, struct.error, IndexError, UnicodeDecodeError: the peer broke the protocol.
+        """
+        view = memoryview(payload)
+        total = len(payload)
+        report: tuple[float, int] | None = None
+        while position < total:
+            kind = payload[position]
+            if kind == frames.DATA:
+                _, stream_id, offset, size = frames.DATA_HEAD.unpack_from(payload, position)
+                position += 17
+                if position + size > total:
+                    raise PeerFault("DATA is longer than its message")
+                stream = self._table.by_id.get(stream_id)
+                if stream is None:
+                    stream = self._table.early(stream_id)
+                if stream is not None:
+                    self._delivery.deliver(stream, offset, view[position : position + size])
+                position += size
+            elif kind == frames.CREDIT:
+                _, stream_id, limit = frames.CREDIT_FRAME.unpack_from(payload, position)
+                position += 13
+                stream = self._table.by_id.get(stream_id)
+                if stream is not None and limit > stream.send_limit:
+                    self._credit(stream, limit)
+            elif kind == frames.OPEN:
+                position = self._on_open(payload, position)
+            elif kind == frames.OPENED:
+                position = self._on_opened(payload, position)
+            elif kind == frames.FIN:
+                _, stream_id, final = frames.FIN_FRAME.unpack_from(payload, position)
+                position += 13
+                stream = self._table.by_id.get(stream_id) or self._table.early(stream_id)
+                if stream is not None:
+                    if final < stream.recv_end or (stream.final >= 0 and final != stream.final):
+                        raise PeerFault("another end than before")
+                    stream.final = final
+                    self._delivery.maybe_finished(stream)
+            elif kind == frames.RESET:
+                _, stream_id, code = frames.RESET_FRAME.unpack_from(payload, position)
+                position += 6
+                stream = self._table.by_id.get(stream_id) or self._table.early(stream_id)
+                if stream is None:
+                    continue
+                self._table.events.append(Reset(stream, _fault(code)))
+                self._table.reset_by_peer(stream)
+            elif kind == frames.HAVE:
+                _, below, start, held, again, count = frames.HAVE_HEAD.unpack_from(
+                    payload, position
+                )
+                position += frames.HAVE_HEAD.size
+                self._outbox.confirm(below, frames.ranges_of(payload, position, start, count), now)
+                position += frames.RUN.size * count
+                report = held * frames.HELD_UNIT_S, again
+            elif kind == frames.WANT:
+                self._outbox.want(frames.WANT_FRAME.unpack_from(payload, position)[1])
+                position += frames.WANT_FRAME.size
+            elif kind == frames.PAD:
+                break
+            else:
+                raise PeerFault(f"unknown frame type {kind}")
+        if report is not None:
+            self._outbox.report_over(*report, now)
+
+    def read_pieces(self, payloads: list[bytes], index: int, now: float, is_lossy: bool) -> int:
+        """From `index` on, messages that follow each other and hold a stream's next bytes each; how many."""
+        unpack = frames.SEQ_DATA_HEAD.unpack_from
+        payload = payloads[index]
+        if len(payload) <= HEAD_SIZE + limits.PAD_MAX:
+            return 0
+        first, kind, stream_id, start, size = unpack(payload)
+        if kind != frames.DATA or HEAD_SIZE + size != len(payload):
+            return 0
+        stream = self._table.by_id.get(stream_id)
+        if stream is None or not stream.is_known:
+            return 0
+        pieces = [memoryview(payload)[HEAD_SIZE:]]
+        seq, end = first + 1, start + size
+        for payload in payloads[index + 1 :]:
+            length = len(payload)
+            if length <= HEAD_SIZE:
+                break
+            other, kind, number, offset, size = unpack(payload)
+            if (
+                other != seq
+                or kind != frames.DATA
+                or number != stream_id
+                or offset != end
+                or HEAD_SIZE + size != length
+            ):
+                break
+            pieces.append(memoryview(payload)[HEAD_SIZE:])
+            seq += 1
+            end += size
+        count = len(pieces)
+        wire = end - start + count * HEAD_SIZE
+        if not self._inbox.admit_run(first, count, wire, now, is_lossy):
+            return 0
+        self._delivery.deliver(stream, start, pieces[0] if count == 1 else b"".join(pieces))
+        return count
+
+    # --- inside ----------------------------------------------------------------------------------
+
+    def _on_open(self, payload: bytes, position: int) -> int:
+        size: int
+        _, stream_id, window, port, size = frames.OPEN_HEAD.unpack_from(payload, position)
+        position += 12
+        host = payload[position : position + size].decode()
+        if len(host) == 0 or position + size > len(payload):
+            raise PeerFault("OPEN without a host")
+        stream = self._table.offered(stream_id)
+        if stream is None:
+            return position + size
+        stream.send_limit = window
+        self._table.widen(stream, limits.WINDOW_START)
+        self._table.events.append(Offered(stream, host, port))
+        self._delivery.release(stream)
+        self._delivery.maybe_finished(stream)
+        return position + size
+
+    def _on_opened(self, payload: bytes, position: int) -> int:
+        size: int
+        _, stream_id, code, limit, size = frames.OPENED_HEAD.unpack_from(payload, position)
+        position += 11
+        if position + size > len(payload):
+            raise PeerFault("OPENED is longer than its message")
+        stream = self._table.by_id.get(stream_id)
+        if stream is not None and stream.is_mine and not stream.is_answered:
+            stream.is_answered = True
+            fault = _fault(code)
+            self._table.events.append(Opened(stream, fault, payload[position : position + size]))
+            if fault:
+                self._table.drop(stream)
+            elif limit > stream.send_limit:
+                self._credit(stream, limit)
+        return position + size
+
+    def _credit(self, stream: Stream, limit: int) -> None:
+        stream.send_limit = limit
+        if stream.queue and not stream.in_lane:
+            self._lanes.enlist(stream)
+
+
+def _fault(code: int) -> Fault:
+    try:
+        return Fault(code)
+    except ValueError:
+        return Fault.FAILED  # a newer peer's reason
