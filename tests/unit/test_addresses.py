@@ -7,8 +7,10 @@ import itertools
 import pytest
 
 from uservpn.mesh.addresses import AGAIN_S, STAGGER_S, Dials, Networks, preferred
-from uservpn.mesh.contact import HURRY_S, OFFLINE_S, PUNCH_S, Contact, Dial, GiveUp, Probe
+from uservpn.mesh.contact import Contact, Dial, GiveUp, Probe
+from uservpn.mesh.liveness import HURRY_S, PUNCH_S
 from uservpn.mesh.records import EndpointKind, Known
+from uservpn.mesh.redial import OFFLINE_S
 
 FIXED, LOCAL, OBSERVED = EndpointKind.FIXED, EndpointKind.LOCAL, EndpointKind.OBSERVED
 A, B = "tcp://192.0.2.1:7000", "tcp://192.0.2.2:7000"
@@ -33,7 +35,7 @@ def _linked(protocol: str = "tcp", lossy: bool = False):
     state = contact.link_up(1, protocol, endpoint, True, 0.0, is_lossy=lossy)
     contact.proved(state, 0.05)
     contact.heard(state, 0.05)
-    contact.measured(state, 0.05)
+    state.measured(0.05)
     contact.take_plans()
     return contact, state
 
@@ -305,7 +307,7 @@ def test_while_one_protocol_carries_another_is_tried_now_and_then():
     while now < 300:
         contact.heard(tcp, now)
         contact.dial_failed(UDP, False, "no answer", now)
-        now = contact._dial_at or 1e9
+        now = contact.redial.at or 1e9
         contact.on_deadline(now)
         if Dial(UDP) in contact.take_plans():
             times.append(now)
@@ -313,4 +315,4 @@ def test_while_one_protocol_carries_another_is_tried_now_and_then():
     assert 4 <= len(times) <= 12 and waits == sorted(waits)
     contact.has_streams = False
     contact.dial_failed(UDP, False, "no answer", now)
-    assert contact._dial_at is None, "an idle peer is not tried for nothing"
+    assert contact.redial.at is None, "an idle peer is not tried for nothing"

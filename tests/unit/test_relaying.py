@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from uservpn.errors import Fault
-from uservpn.mesh.contact import CHECK_S, HURRY_S, Contact, Probe
+from uservpn.mesh.contact import Contact, Probe
+from uservpn.mesh.liveness import CHECK_S, HURRY_S
 from uservpn.mesh.records import EndpointKind, Known, Record, Role
 from uservpn.node.table import OVERHEAD
 from uservpn.types import LinkId
@@ -179,7 +180,7 @@ def test_a_relay_that_falls_silent_is_left_within_a_second(is_download, delay, m
 def test_one_lost_answer_does_not_move_the_traffic_from_a_way():
     contact = Contact((), keepalive_s=600.0, grace_s=60.0, jitter=lambda span: 0.0)
     way = contact.link_up(LinkId(-1), "relay", "relay:1", True, 0.0, relayed=True)
-    contact.measured(way, 0.1)
+    way.measured(0.1)
     contact.heard(way, 0.2)
     contact.sent(way, True, 1.0)
     contact.on_deadline(1.39)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from test_relaying import HOME, _server
-from uservpn.mesh.contact import LinkState
+from uservpn.mesh.liveness import LinkState
 from uservpn.node.scheduling import NEAR_S, TRIAL_FIRST_S, TRIAL_S, UNUSED_S, Schedule
 from uservpn.tunnel.bbr import Bbr
 from uservpn.tunnel.path import Path

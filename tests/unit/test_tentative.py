@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from uservpn.mesh.contact import ANSWER_S, Contact, Dead, Dial, GiveUp, Probe
+from uservpn.mesh.contact import Contact, Dead, Dial, GiveUp, Probe
+from uservpn.mesh.liveness import ANSWER_S
 from world import pair
 
 UDP, TCP = "udp://192.0.2.1:7000", "tcp://192.0.2.1:7000"

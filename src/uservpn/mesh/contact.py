@@ -21,42 +21,20 @@ it is back with a new boot is seen by its session, not here.)
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
 from uservpn.mesh.addresses import Dials, host_of
+from uservpn.mesh.liveness import HURRY_S, PUNCH_RETRY_S, PUNCH_S, RETRY_S, LinkState, Verdict
 from uservpn.mesh.records import EndpointKind, Known
+from uservpn.mesh.redial import Redial
 from uservpn.types import LinkId
 
-BACKOFF_START_S: Final = 0.25
-BACKOFF_MAX_S: Final = 120.0
-BACKOFF_BUSY_MAX_S: Final = 2.0
-"""While streams wait the next attempt is never further away than this."""
-OFFLINE_S: Final = 30.0
-"""Where the system says that there is no way out, the next attempt waits for `wake`, or so long."""
-OTHER_START_S: Final = 5.0
-OTHER_MAX_S: Final = 120.0
-"""While streams run over one protocol, another one that has no link is tried again this often."""
-ANSWER_S: Final = 4.0
-"""A link whose peer owes an answer is probed after so long (or 4 round trips), and given up after twice."""
-HURRY_S: Final = 0.3
-"""After `wake` a peer has so long (or 3 round trips) to answer before it is dialled anew."""
-RETRY_S: Final = 1.0
-"""A lossy link whose peer owes an answer is probed after so long, then after 3 and 7 times that (RFC 6298's
-start value and back-off): one lost datagram must not cost ANSWER_S, nor two of them the link."""
-CHECK_S: Final = 0.4
-"""A datagram link of ours that was just used is probed after so much silence (or 3 round trips); a way over
-relays whose peer owes an answer, too (or 1.5 round trips), and left for another one after twice that."""
-PUNCH_RETRY_S: Final = 0.1
-PUNCH_S: Final = 2.5
-"""A link that opens a way through a NAT is probed after 0.1 s, then ever less often, for so long."""
 IDLE_S: Final = 600.0
 """A link that was opened on demand and carried no stream for so long is closed."""
 SPARE_S: Final = 300.0
 """A datagram link beside a connection goes sooner: before its first keep-alive."""
 SHORT_LIFE_S: Final = 1.0
 """A link that ended this soon counts as a failed dial: else it would be dialled in a hot loop."""
-FAILING_COUNT: Final = 2
 LEAVE_S: Final = 1.0
 """Links to a peer that is no longer wanted stay this long, so that the ends of streams get through."""
 UNPROVED_MAX: Final = 4
@@ -91,47 +69,6 @@ class Dead(NamedTuple):
 Plan = Dial | Probe | GiveUp | Dead
 
 
-@dataclass(slots=True)
-class LinkState:
-    """What is known of one open link to the peer."""
-
-    link: LinkId
-    protocol: str
-    dialled: bool
-    endpoint: str
-    up_at: float
-    heard_at: float
-    sent_at: float
-    owed_since: float | None = None
-    """Since when the peer owes an answer on this link; None: it does not."""
-    probed: bool = False
-    """It is silent though its peer owes an answer: others are used where there are any."""
-    early: float = 0.0
-    """How much before its time the next KEEPALIVE goes, as a share: a mesh's do not fall together."""
-    check_s: float = 0.0
-    """While streams wait on a silent link: how much silence until it is probed; doubles."""
-    in_s: float | None = None
-    """Smoothed flight time of what comes over it, from the stamps (mesh/flight.py)."""
-    rtt_s: float | None = None
-    """Smoothed round trip of this link (RFC 6298, alpha 1/8)."""
-    relayed: bool = False
-    """It goes over other nodes: used while no direct one carries."""
-    is_lossy: bool = False
-    """Messages may be lost on it, and it ends without a word."""
-    is_tentative: bool = False
-    """A lossy one that was dialled and has not been answered yet."""
-    is_unproved: bool = False
-    """One that may lead to somebody else, and has not been answered yet."""
-    is_punch: bool = False
-    """It opens a way through a NAT: probed often, for a short time."""
-    keep_s: float = 0.0
-    """How long it may be silent so that a NAT remembers it; 0: the usual time between keep-alives."""
-    retry_s: float = RETRY_S
-    """When, after `owed_since`, the next probe of a lossy link, or of a relayed one, goes."""
-    is_doubted: bool = False
-    """A relayed one that was probed once because its peer owes an answer; next time it is silent."""
-
-
 class Contact:
     """Links and dials to one peer.
 
@@ -147,6 +84,7 @@ class Contact:
         jitter: Callable[[float], float],
     ) -> None:
         self.dials = Dials(jitter)
+        self.redial = Redial(jitter)
         self.endpoints = endpoints
         self.is_kept = True
         """Linked also while nobody needs it; else dialled on demand, closed when idle."""
@@ -163,9 +101,6 @@ class Contact:
         self._keepalive_s = keepalive_s
         self._grace_s = grace_s
         self._jitter = jitter
-        self._failures = 0
-        self._other_failures = 0
-        self._dial_at: float | None = None
         self._lost_at: float | None = None
         self._leave_at: float | None = None
         self._used_at = 0.0
@@ -237,7 +172,7 @@ class Contact:
             place -= sum(1 for other in self.links if other.is_tentative)
         self.links.insert(place, state)
         if not relayed and not state.is_tentative:
-            self._dial_at = None
+            self.redial.at = None
         return state
 
     def link_down(self, link: LinkId, now: float, refused: bool = False) -> None:
@@ -255,7 +190,7 @@ class Contact:
             return
         self.links.remove(state)
         if state.dialled and not state.relayed and now < state.up_at + SHORT_LIFE_S:
-            self._failures += 1
+            self.redial.failures += 1
         if not self.links and self._lost_at is None:
             self._lost_at = now
         if state.is_tentative:
@@ -271,7 +206,7 @@ class Contact:
             if other.is_lossy and not other.is_tentative and other.owed_since is None:
                 self._ask(other, now)  # nobody would tell if it went the same way
         if self.direct() is None and self.endpoints and self._is_wanted():
-            self._dial_at = now if self._failures == 0 else now + self._backoff()
+            self.redial.again(now, self._is_waiting())
         else:
             self._seek_other(now)
 
@@ -288,12 +223,9 @@ class Contact:
             return
         if state.heard_at == state.up_at and state.dialled and not state.relayed:
             self._answered(state)
-        state.heard_at = now
-        state.owed_since = None
-        state.probed = state.is_doubted = False
-        state.retry_s = self._retry_start(state)
+        state.heard(now)
         if not state.relayed:
-            self._failures = 0
+            self.redial.reached()
         if self.links[0] is not state:
             self._to_front(state)
         if state.relayed:
@@ -316,7 +248,7 @@ class Contact:
         state.up_at = now - SHORT_LIFE_S
         if state.dialled:
             self._answered(state)
-        self._dial_at = None
+        self.redial.at = None
         self.heard(state, now)
 
     def replaces(self, state: LinkState) -> bool:
@@ -337,11 +269,7 @@ class Contact:
     def used(self, state: LinkState, now: float) -> None:
         """Streams moved on this link: silence from now on is probed early, then ever less often."""
         self._used_at = now
-        if state.is_lossy and state.dialled:
-            # no connection breaks when its peer is killed, or a NAT on the way forgets us: ask
-            state.check_s = max(CHECK_S, 3 * state.rtt_s) if state.rtt_s else CHECK_S
-        else:
-            state.check_s = max(ANSWER_S, self._grace_s / 2)
+        state.used(self._grace_s)
 
     def dial_failed(
         self, endpoint: str, refused: bool, detail: str, now: float, offline: bool = False
@@ -359,13 +287,13 @@ class Contact:
             return
         if not self.links:
             self._judge()
-        self._failures += 1
-        if self._is_wanted():
-            self._dial_at = now + (OFFLINE_S if offline else self._backoff())
-
-    def measured(self, state: LinkState, rtt_s: float) -> None:
-        """One round trip over this link."""
-        state.rtt_s = rtt_s if state.rtt_s is None else state.rtt_s + (rtt_s - state.rtt_s) / 8
+        self.redial.failures += 1
+        if not self._is_wanted():
+            return
+        if offline:
+            self.redial.offline(now)
+        else:
+            self.redial.back_off(now, self._is_waiting())
 
     def want_stream(self, now: float) -> None:
         """A stream begins; `has_streams` still tells of the others. What was lost before it is past."""
@@ -373,7 +301,7 @@ class Contact:
             self._lost_at = now
         self.has_streams = True
         self.want(now)
-        if self.direct() is not None and self._lacks_protocol() and not self._other_failures:
+        if self.direct() is not None and self._lacks_protocol() and not self.redial.is_other_tried:
             self._dial(now)
 
     def leave(self, now: float) -> None:
@@ -415,7 +343,7 @@ class Contact:
     @property
     def is_failing(self) -> bool:
         """No link, and tries to open one have failed again and again."""
-        return not self.links and self._failures >= FAILING_COUNT
+        return not self.links and self.redial.is_failing
 
     def best(self) -> LinkState:
         """The link to send over: the preferred one that is not silent. There must be one."""
@@ -443,7 +371,7 @@ class Contact:
         What is asked has HURRY_S; a peer with streams is dialled at the same time, since a link that
         has come through may take seconds to find that out.
         """
-        self._failures = self._other_failures = 0
+        self.redial.forget()
         self.dials.forget()
         for state in self.links:
             self._ask(state, now)
@@ -453,13 +381,13 @@ class Contact:
             self._dial(now)
         else:
             rtts = [state.rtt_s for state in self.links if state.rtt_s is not None]
-            self._dial_at = now + max(HURRY_S, 3 * min(rtts, default=0.0))
+            self.redial.at = now + max(HURRY_S, 3 * min(rtts, default=0.0))
 
     # --- time ------------------------------------------------------------------------------------
 
     def on_deadline(self, now: float) -> None:
         """Due work; harmless when early."""
-        if self._dial_at is not None and now >= self._dial_at:
+        if self.redial.is_due(now):
             self._dial(now)
         self._run_dials(now)
         if self._leave_at is not None and now >= self._leave_at:
@@ -482,54 +410,26 @@ class Contact:
 
     def _look_at(self, state: LinkState, now: float) -> None:
         """Due work of one link."""
-        owed = state.owed_since  # sums as in `next_deadline`, or the last bit would decide
-        patience = self._patience(state)
-        if owed is not None and now >= owed + 2 * patience:
-            if state.heard_at == state.up_at and not state.is_tentative:
-                self._failures += 1
+        match state.look(now, self._keepalive_s, self.has_streams, self._jitter):
+            case Verdict.ASK:
+                self._plans.append(Probe(state.link, False))
+            case Verdict.KEEP:
+                self._plans.append(Probe(state.link, True))
+            case Verdict.LOST:
+                self._plans.append(GiveUp(state.link))
+            case Verdict.UNANSWERED:
+                self.redial.failures += 1
                 self.last_failure = f"{state.endpoint}: connected, but no answer (wrong key?)"
-            self._plans.append(GiveUp(state.link))
-            state.owed_since = None
-        elif owed is not None and not state.probed and now >= owed + patience:
-            state.probed = True
-            self._plans.append(Probe(state.link, False))
-        elif owed is not None and self._is_retried(state) and now >= owed + state.retry_s:
-            if state.is_unproved:
-                state.retry_s = 1.5 * state.retry_s + self._jitter(PUNCH_RETRY_S)
-            elif state.relayed and not state.is_doubted:
-                state.retry_s *= 2  # one lost probe is no reason to leave a way
-                state.is_doubted = True
-            else:
-                state.retry_s = 2 * state.retry_s + RETRY_S
-                # others carry meanwhile, where there are any: UDP may have been shut off
-                state.probed = state.probed or not state.is_tentative
-            self._plans.append(Probe(state.link, False))
-        elif self.has_streams and owed is None and now >= self._check_at(state):
-            state.check_s = min(2 * state.check_s, self._keepalive_s)
-            self._plans.append(Probe(state.link, False))
-        elif now >= self._keep_at(state):
-            state.sent_at = now
-            state.early = self._jitter(0.1)
-            self._plans.append(Probe(state.link, True))
-        elif now >= state.heard_at + 2.5 * self._keepalive_s:
-            self._plans.append(GiveUp(state.link))
-            state.heard_at = now
+                self._plans.append(GiveUp(state.link))
 
     def next_deadline(self) -> float | None:
         """When `on_deadline` wants to be called, monotonic seconds."""
         times: list[float] = self.dials.deadlines()
-        if self._dial_at is not None:
-            times.append(self._dial_at)
-        for state in [*self.links, *self.unproved] if self.unproved else self.links:
-            if state.owed_since is not None:
-                patience = self._patience(state)
-                times.append(state.owed_since + (2 * patience if state.probed else patience))
-                if self._is_retried(state):
-                    times.append(state.owed_since + state.retry_s)
-            elif self.has_streams:
-                times.append(self._check_at(state))
-            times.append(self._keep_at(state))
-            times.append(state.heard_at + 2.5 * self._keepalive_s)
+        if self.redial.at is not None:
+            times.append(self.redial.at)
+        keepalive_s, is_used = self._keepalive_s, self.has_streams
+        states = [*self.links, *self.unproved] if self.unproved else self.links
+        times += [state.due_at(keepalive_s, is_used) for state in states]
         if self._leave_at is not None:
             times.append(self._leave_at)
         if self._is_idle():
@@ -564,9 +464,7 @@ class Contact:
 
     def _ask(self, state: LinkState, now: float) -> None:
         """Is it still there? Until it has answered, others are preferred."""
-        state.owed_since = now
-        state.probed = True
-        state.retry_s = HURRY_S
+        state.doubt(now)
         self._plans.append(Probe(state.link, False))
 
     def _doubt_direct(self, now: float) -> None:
@@ -590,7 +488,7 @@ class Contact:
 
     def _answered(self, state: LinkState) -> None:
         """The first answer on a link that was dialled: others of its protocol are not needed."""
-        self._other_failures = 0
+        self.redial.answered()
         self.dials.answered(state.endpoint)
         self.dials.won(state.protocol)
         for other in self._direct_of(state.protocol):
@@ -604,19 +502,6 @@ class Contact:
         self.links.remove(state)
         place = sum(1 for other in self.links if not other.relayed) if state.relayed else 0
         self.links.insert(place, state)
-
-    def _patience(self, state: LinkState) -> float:
-        if state.is_unproved and (state.is_lossy or state.dialled):
-            return PUNCH_S / 2
-        return max(ANSWER_S, 4 * (state.rtt_s or 0.0))
-
-    def _is_retried(self, state: LinkState) -> bool:
-        return state.is_lossy or state.relayed
-
-    def _retry_start(self, state: LinkState) -> float:
-        if state.relayed and state.rtt_s is not None:
-            return max(CHECK_S, 1.5 * state.rtt_s)
-        return RETRY_S
 
     def _judge(self) -> None:
         """No link is left: did every endpoint refuse?"""
@@ -648,13 +533,6 @@ class Contact:
             return spare
         return []
 
-    def _keep_at(self, state: LinkState) -> float:
-        span = min(state.keep_s or self._keepalive_s, self._keepalive_s)
-        return state.sent_at + span * (1.0 - state.early)
-
-    def _check_at(self, state: LinkState) -> float:
-        return max(state.heard_at, state.sent_at) + state.check_s
-
     def _is_dialling(self) -> bool:
         return (
             self.dials.is_busy
@@ -664,7 +542,7 @@ class Contact:
 
     def _dial(self, now: float) -> None:
         """A round: of every protocol that has no link which is heard."""
-        self._dial_at = None
+        self.redial.at = None
         fine = {
             state.protocol
             for state in self.links
@@ -675,27 +553,21 @@ class Contact:
         self.dials.start(now, fine)
         self._run_dials(now)
         if not self.dials.is_busy and self.direct() is None and self._is_wanted():
-            retry_at = self.dials.retry_at()
-            self._dial_at = max(now + BACKOFF_START_S, retry_at) if retry_at < 1e12 else None
+            self.redial.when(now, self.dials.retry_at())
 
     def _run_dials(self, now: float) -> None:
         self._plans += [Dial(endpoint) for endpoint in self.dials.take_due(now)]
 
     def _seek_other(self, now: float) -> None:
         """A link stands; another protocol that streams could use is tried again now and then."""
-        if not self.has_streams or self._dial_at is not None or self._is_dialling():
+        if not self.has_streams or self.redial.at is not None or self._is_dialling():
             return
-        if not self._lacks_protocol():
-            return
-        wait = min(OTHER_MAX_S, OTHER_START_S * 2.0 ** min(self._other_failures, 8))
-        self._other_failures += 1
-        self._dial_at = now + wait * (0.75 + self._jitter(0.5))
+        if self._lacks_protocol():
+            self.redial.other(now)
 
     def _lacks_protocol(self) -> bool:
         return not self.dials.protocols() <= {state.protocol for state in self.links}
 
-    def _backoff(self) -> float:
-        is_waiting = (self.has_streams or self.has_mail) and not self.links
-        most = BACKOFF_BUSY_MAX_S if is_waiting else BACKOFF_MAX_S
-        delay = min(most, BACKOFF_START_S * 2.0 ** min(self._failures - 1, 16))
-        return delay * (0.5 + self._jitter(0.5))
+    def _is_waiting(self) -> bool:
+        """Does somebody wait for a link?"""
+        return (self.has_streams or self.has_mail) and not self.links

@@ -12,7 +12,8 @@ from __future__ import annotations
 from typing import Final
 
 from uservpn.mesh.binding import MAX_S, Binding
-from uservpn.mesh.contact import Contact, LinkState
+from uservpn.mesh.contact import Contact
+from uservpn.mesh.liveness import LinkState
 from uservpn.node.table import Peer, Table
 from uservpn.types import LinkId
 from uservpn.wire.constants import Kind

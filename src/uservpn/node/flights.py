@@ -5,8 +5,8 @@ from __future__ import annotations
 import struct
 from typing import Final
 
-from uservpn.mesh.contact import LinkState
 from uservpn.mesh.flight import STAMP_S, ClockFilter, legs, offsets, unwrap
+from uservpn.mesh.liveness import LinkState
 from uservpn.node.options import Pong
 from uservpn.node.table import LinkEntry, Peer, Table
 from uservpn.types import LinkId

@@ -27,7 +27,8 @@ from typing import Any, Final
 
 from uservpn.errors import Fault, PeerFault, StreamFault
 from uservpn.mesh.claims import INSTANCE_SIZE, Claims, StandBack
-from uservpn.mesh.contact import Dead, Dial, GiveUp, LinkState, Probe
+from uservpn.mesh.contact import Dead, Dial, GiveUp, Probe
+from uservpn.mesh.liveness import LinkState
 from uservpn.mesh.records import Record
 from uservpn.node.admission import Admission
 from uservpn.node.door import Door
@@ -851,7 +852,7 @@ class Node:
             self._act_strayed(peer, probe[0], now)
         elif probe is not None and entry.state is not None:
             is_first = entry.state.rtt_s is None
-            peer.contact.measured(entry.state, now - probe[1])
+            entry.state.measured(now - probe[1])
             self._prove(peer, entry.state, now)
             peer.tunnel.rtt_s = entry.state.rtt_s or peer.tunnel.rtt_s
             self.flights.answered(peer, link, probe[1], header, payload, now)

@@ -26,7 +26,7 @@ from uservpn.mesh.claims import (
     Supersede,
     Tell,
 )
-from uservpn.mesh.contact import LinkState
+from uservpn.mesh.liveness import LinkState
 from uservpn.node.admission import CHALLENGE_SIZE
 from uservpn.node.members import Members
 from uservpn.node.options import CloseWanted

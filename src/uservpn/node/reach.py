@@ -20,7 +20,7 @@ from typing import Final
 from uservpn.errors import PeerFault
 from uservpn.kit.endpoint import Endpoint
 from uservpn.mesh.addresses import Networks, preferred
-from uservpn.mesh.contact import LinkState
+from uservpn.mesh.liveness import LinkState
 from uservpn.mesh.observed import Observed
 from uservpn.mesh.records import EndpointKind, Known, Record, Role, known_of
 from uservpn.node.bindings import DATAGRAM, QUIET_CODE, Bindings

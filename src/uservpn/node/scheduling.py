@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from uservpn.mesh.contact import LinkState
+from uservpn.mesh.liveness import LinkState
 from uservpn.tunnel.path import SILENT_COUNT, Path
 from uservpn.types import LinkId
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from uservpn.errors import Fault
-from uservpn.mesh.contact import LinkState
+from uservpn.mesh.liveness import LinkState
 from uservpn.node.relaying import Relaying
 from uservpn.node.scheduling import OWED_MAX, OWED_START, Choice
 from uservpn.node.sizing import Sizing

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from uservpn.mesh.claims import Claim
-from uservpn.mesh.contact import Contact, LinkState
+from uservpn.mesh.contact import Contact
 from uservpn.mesh.flight import Leg, unwrap
+from uservpn.mesh.liveness import LinkState
 from uservpn.mesh.mailbox import Mailbox
 from uservpn.mesh.pathmtu import PathMtu
 from uservpn.mesh.routes import Route

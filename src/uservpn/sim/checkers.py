@@ -38,7 +38,7 @@ PASSED: Final = 3
 """Messages that one passed on for others may cost: itself, and two probes of a datagram link so used."""
 OUTBOX_MAX: Final = 2000
 ANSWER_S: Final = 8.0
-"""A silent link is given up after so long (mesh/contact.py: twice ANSWER_S), or 8 round trips."""
+"""A silent link is given up after so long (mesh/liveness.py: twice ANSWER_S), or 8 round trips."""
 
 
 def messages_a_minute(

@@ -14,7 +14,7 @@ from random import Random
 from typing import Final
 
 from uservpn.kit.endpoint import Address
-from uservpn.mesh import contact
+from uservpn.mesh import liveness, redial
 from uservpn.mesh.addresses import DIAL_LIMIT_S
 from uservpn.mesh.records import Role
 from uservpn.sim.checkers import MINUTE_S, QUIET_S
@@ -396,9 +396,9 @@ class Run:
         return (
             scenario.keepalive_s * 2.6
             + RETRY_MAX_S
-            + contact.BACKOFF_MAX_S
+            + redial.BACKOFF_MAX_S
             + DIAL_LIMIT_S
-            + 2 * contact.ANSWER_S
+            + 2 * liveness.ANSWER_S
             + 20.0
         )
 
