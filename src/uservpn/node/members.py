@@ -12,7 +12,6 @@ from uservpn.mesh.directory import Directory
 from uservpn.mesh.gossip import DIGEST, Gossip
 from uservpn.mesh.records import Edge, EndpointKind, Known, Record, Role, coarse
 from uservpn.mesh.routes import Routes
-from uservpn.node.options import CloseWanted
 from uservpn.node.reach import Reach
 from uservpn.node.table import Peer, Table
 from uservpn.types import LinkId, NodeId
@@ -63,10 +62,7 @@ class Members:
         try:
             self.gossip.receive(peer.id, payload, now)
         except PeerFault as fault:
-            self._table.counters.peer_faults += 1
-            text = f"node {peer.id} sent gossip that makes no sense: {fault}"
-            self._table.tell(peer.id, text, "warning")
-            self._table.events.append(CloseWanted(link))
+            self._table.blame(peer, link, f"sent gossip that makes no sense: {fault}")
         self.pass_on()
         news = self.gossip.take_news()
         for node in news:
@@ -92,6 +88,12 @@ class Members:
         """Changes fields of this node's own record; the mesh is told."""
         if self.directory.update_own(**changes):
             self.gossip.own_changed(now)
+
+    def reach_changed(self, now: float) -> None:
+        """This node's endpoints may be others, and so may be what is worth dialling."""
+        self.describe(now, endpoints=self._reach.endpoints())
+        for peer in self._table.peers.values():
+            self.offer(peer)
 
     def supersede(self, boot: int, now: float) -> None:
         """Publishes this node's record above a contested one."""

@@ -29,7 +29,6 @@ from uservpn.mesh.claims import (
 from uservpn.mesh.liveness import LinkState
 from uservpn.node.admission import CHALLENGE_SIZE
 from uservpn.node.members import Members
-from uservpn.node.options import CloseWanted
 from uservpn.node.table import Peer, Rival, Table
 from uservpn.types import Buffer, LinkId
 from uservpn.wire.constants import BOOT_MAX, FLAG_BOUND, Kind
@@ -142,10 +141,7 @@ class Numbers:
         try:
             claim = Claim.decode(payload)
         except PeerFault as fault:
-            table.counters.peer_faults += 1
-            text = f"node {peer.id} sent a claim that makes no sense: {fault}"
-            table.tell(peer.id, text, "warning")
-            table.events.append(CloseWanted(link))
+            table.blame(peer, link, f"sent a claim that makes no sense: {fault}")
             return
         if kind == Kind.CLAIM and claim.node == peer.id:
             claim = claim._replace(address=table.links[link].remote)

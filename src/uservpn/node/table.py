@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
+from uservpn.errors import Fault
 from uservpn.mesh.claims import Claim
 from uservpn.mesh.contact import Contact
 from uservpn.mesh.flight import Leg, unwrap
@@ -19,7 +20,7 @@ from uservpn.mesh.liveness import LinkState
 from uservpn.mesh.mailbox import Mailbox
 from uservpn.mesh.pathmtu import PathMtu
 from uservpn.mesh.routes import Route
-from uservpn.node.options import NodeEvent, NodeOptions, PeerNews
+from uservpn.node.options import CloseWanted, NodeEvent, NodeOptions, PeerNews
 from uservpn.node.scheduling import Schedule
 from uservpn.tunnel.bbr import Bbr
 from uservpn.tunnel.path import Path
@@ -76,6 +77,10 @@ class LinkEntry:
         return self.hops[0] << 8 | (self.hops[1] if len(self.hops) > 1 else 0)
 
 
+HeldMessage = tuple[LinkId, Header, bytes]
+"""What a rival sent, still sealed, and over which link."""
+
+
 @dataclass(slots=True)
 class Rival:
     """Another boot of a node that is linked (node/numbers.py)."""
@@ -90,7 +95,7 @@ class Rival:
     tokens: set[bytes] = field(default_factory=set)
     is_known_alive: bool = False
     """The known node answered a probe that was sent after the rival had come."""
-    held: list[tuple[LinkId, Header, bytes]] = field(default_factory=list)
+    held: list[HeldMessage] = field(default_factory=list)
     held_size: int = 0
 
 
@@ -224,6 +229,8 @@ class Table:
         self.touched: dict[int, Peer] = {}
         self.is_back = False
         """This node stands back: another one has its number (node/numbers.py)."""
+        self.needing: dict[int, Peer] = {}
+        """Peers with streams or messages, by the last flush."""
         self.late: dict[int, Peer] = {}
         """Those that what is done for another one touched, while the touched ones are gone through."""
         self.is_taking = False
@@ -292,6 +299,21 @@ class Table:
     def tell(self, node: NodeId, text: str, level: Literal["info", "warning"] = "info") -> None:
         """One line of the log."""
         self.events.append(PeerNews(node, text, level))
+
+    def end_streams(self, peer: Peer, text: str) -> None:
+        """Every stream to the peer ends, and the log says why; the tunnel goes on, under the same boots.
+
+        The sequence starts anew at both ends only with a new boot, so an end between living boots
+        resets each stream instead.
+        """
+        self.tell(peer.id, text, "warning")
+        peer.tunnel.fail_all(Fault.EXIT_DEAD)
+
+    def blame(self, peer: Peer, link: LinkId, text: str) -> None:
+        """A genuine peer sent nonsense: it loses the link that brought it."""
+        self.counters.peer_faults += 1
+        self.tell(peer.id, f"node {peer.id} {text}", "warning")
+        self.events.append(CloseWanted(link))
 
     # --- links -----------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from uservpn.errors import Fault, StreamFault
 from uservpn.kit.endpoint import Address, Endpoint
 from uservpn.mesh.addresses import DIAL_LIMIT_S
 from uservpn.mesh.records import EndpointKind, Known, Record, Role
+from uservpn.node.arrivals import Arrivals
 from uservpn.node.node import Node
 from uservpn.node.options import CloseWanted, DialWanted, NodeEvent, NodeOptions, PeerNews
 from uservpn.node.table import LinkEntry, Peer
@@ -81,20 +82,33 @@ class Seat:
         return Record(self.node, boot, 0, self.roles, name, site.country, "0.1.0", known)
 
 
-class WatchedNode(Node):
-    """The shipped node, and what it acted on: nothing twice."""
+class WatchedArrivals(Arrivals):
+    """What a node acts on: nothing twice."""
 
     world: World
     acted: OrderedDict[tuple[int, int, int], None]
 
-    def _act(self, peer: Peer, link: LinkId, header: Header, payload: bytes, now: float) -> None:
+    def act(self, peer: Peer, link: LinkId, header: Header, payload: bytes, now: float) -> None:
+        """As the shipped one."""
         key = header.origin, header.boot, header.number
         if key in self.acted:
-            self.world.broken(f"node {self.options.node} acted twice on {key}")
+            self.world.broken(f"node {self._table.me} acted twice on {key}")
         self.acted[key] = None
         if len(self.acted) > ACTED_MAX:
             self.acted.popitem(last=False)
-        super()._act(peer, link, header, payload, now)
+        super().act(peer, link, header, payload, now)
+
+
+class WatchedNode(Node):
+    """The shipped node, watched."""
+
+    ARRIVALS = WatchedArrivals
+
+    def watch(self, world: World, acted: OrderedDict[tuple[int, int, int], None]) -> None:
+        """Says where a breach is told, and what earlier starts have acted on."""
+        assert isinstance(self._arrivals, WatchedArrivals)
+        self._arrivals.world = world
+        self._arrivals.acted = acted
 
 
 class Member:
@@ -124,8 +138,7 @@ class Member:
         self.node = WatchedNode(
             options, ring, self.codec, self.rng.randbytes, now=now, wall_s=wall_s
         )
-        self.node.world = world
-        self.node.acted = seat.acted
+        self.node.watch(world, seat.acted)
         self.links: dict[LinkId, Link] = {}
         self.sent_count = 0
         self.sent_size = 0

@@ -1,0 +1,198 @@
+"""What arrives: passed on, or opened and judged; whose link it came over; then its deed is done.
+
+A message acts once it is genuine (its link opened the header), for us, fresh (`Admission`) and of the
+boot that is known (`Numbers`). The tunnel's messages go to the tunnel, in runs where a link brings many
+at a time; what all others do is in node/deeds.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from uservpn.errors import PeerFault
+from uservpn.node.admission import Admission
+from uservpn.node.boots import Boots
+from uservpn.node.deeds import Arrived, Deeds
+from uservpn.node.door import Door
+from uservpn.node.flights import Flights
+from uservpn.node.linking import Linking
+from uservpn.node.numbers import Numbers
+from uservpn.node.options import CloseWanted
+from uservpn.node.reach import Reach
+from uservpn.node.relaying import Relaying
+from uservpn.node.table import Peer, Table
+from uservpn.types import Buffer, LinkId, NodeId
+from uservpn.wire.constants import CLAIMED_KINDS, FLAG_BOUND, Kind
+from uservpn.wire.header import Header
+
+
+class Arrivals:
+    """Takes what the links bring. Nothing that arrives makes it raise."""
+
+    def __init__(
+        self,
+        table: Table,
+        *,
+        admission: Admission,
+        boots: Boots,
+        deeds: Deeds,
+        door: Door,
+        flights: Flights,
+        linking: Linking,
+        numbers: Numbers,
+        reach: Reach,
+        relaying: Relaying,
+    ) -> None:
+        self._table = table
+        self._admission = admission
+        self._boots = boots
+        self._deeds = deeds
+        self._door = door
+        self._flights = flights
+        self._linking = linking
+        self._numbers = numbers
+        self._reach = reach
+        self._relaying = relaying
+
+    def receive(self, link: LinkId, header: Header, body: Buffer, now: float) -> None:
+        """A message whose header is genuine. Stale, forged and foreign ones have no effect."""
+        if header.destination != self._table.me:
+            self._relaying.pass_on(link, header, body, now)
+            return
+        if header.hop1:
+            link = self._relaying.arrival(link, header, now)
+        if header.origin == self._table.me or not link:
+            if header.kind == Kind.JOIN and link:
+                self._door.knock(link, header, body, now)
+            else:
+                self._table.counters.misdirected += 1
+            return
+        peer = self._table.touched[header.origin] = self._table.peer(NodeId(header.origin))
+        session = peer.session
+        boot = session.peer_boot
+        if header.boot != boot and boot and self._numbers.judge(peer, link, header, body, now):
+            self.hear_rival(peer, now)
+            return
+        payload = session.open_bound(header, body) if header.flags & FLAG_BOUND else None
+        if payload is None:
+            payload = self._admission.open(peer, link, header, body, now)
+            if payload is None:
+                return
+        if session.peer_boot != boot:
+            self._boots.new_boot(peer, boot)
+        self.act(peer, link, header, payload, now)
+        entry = self._table.links.get(link)
+        if boot and boot != session.peer_boot and entry is not None and entry.peer is peer:
+            self._table.probe(peer, link, now)  # what was measured and asked was the old one
+
+    def receive_batch(
+        self, link: LinkId, messages: Sequence[tuple[Header, Buffer]], now: float
+    ) -> None:
+        """As `receive` for each, at less cost: what the first message of a peer told need not be told again.
+
+        That is whose link it is, that it was heard, and how long its stamps were under way.
+        """
+        index, count = 0, len(messages)
+        while index < count:
+            header, body = messages[index]
+            self.receive(link, header, body, now)
+            index += 1
+            entry = self._table.links.get(link)
+            if index == count or entry is None or entry.peer is None or entry.state is None:
+                continue
+            if entry.state.heard_at == now:
+                index = self._receive_run(entry.peer, link, entry.is_lossy, messages, index, now)
+
+    def hear_rival(self, peer: Peer, now: float) -> None:
+        """Another boot of the peer waits: if the known one is gone, what it said is heard."""
+        for link, header, body in self._boots.take_rival(peer, now):
+            self.receive(link, header, body, now)
+
+    def act(self, peer: Peer, link: LinkId, header: Header, payload: bytes, now: float) -> None:
+        """A message that is genuine, fresh and for us."""
+        if header.kind not in CLAIMED_KINDS:
+            peer.is_greeted = True
+        entry = self._table.links.get(link)
+        if entry is None:
+            return
+        if entry.peer is not peer:
+            if entry.peer is not None:
+                self._table.counters.misdirected += 1
+                if entry.mtu is not None and not (entry.state and entry.state.dialled):
+                    # whoever had this address before is gone, and said nothing: begin anew
+                    self._table.events.append(CloseWanted(link))
+                return
+            self._table.bind(link, entry, peer, False, entry.remote, now)
+        assert entry.state is not None
+        peer.contact.heard(entry.state, now)
+        if entry.hops:
+            if self._reach.may_meet(peer, now):
+                self._reach.meet(peer, link, now)
+        elif not peer.is_neighbour:
+            self._linking.neighbour_up(peer, now)
+        if now >= peer.sample_at:
+            self._flights.heard(peer, link, entry, header, now)
+        kind = header.kind
+        if kind == Kind.DATA:
+            if entry.hops:
+                peer.schedule.relayed_at = now
+            else:
+                peer.schedule.heard_on = link
+            self._act_tunnel(peer, link, kind, payload, entry.is_lossy, now)
+        elif kind == Kind.SINK:
+            self._act_tunnel(peer, link, kind, payload, entry.is_lossy, now)
+        elif kind == Kind.ECHO:
+            for held in self._admission.release(peer, payload):
+                self.act(peer, held.link, held.header, held.payload, now)
+        else:
+            self._deeds.act(Arrived(peer, link, entry, header, payload), now)
+
+    # --- inside ----------------------------------------------------------------------------------
+
+    def _receive_run(
+        self,
+        peer: Peer,
+        link: LinkId,
+        is_lossy: bool,
+        messages: Sequence[tuple[Header, Buffer]],
+        index: int,
+        now: float,
+    ) -> int:
+        """Tunnel messages of a peer that was just heard; returns where they end."""
+        index, opened = peer.session.open_run(messages, index)
+        run: list[bytes] = []
+        for kind, payload in opened:
+            if kind == Kind.DATA:
+                run.append(payload)
+                continue
+            if run:
+                self._act_run(peer, link, run, is_lossy, now)
+                run = []
+            self._act_tunnel(peer, link, kind, payload, is_lossy, now)
+        if run:
+            self._act_run(peer, link, run, is_lossy, now)
+        return index
+
+    def _act_tunnel(
+        self, peer: Peer, link: LinkId, kind: int, payload: bytes, is_lossy: bool, now: float
+    ) -> None:
+        """A tunnel's message; whoever breaks its protocol loses streams and link."""
+        try:
+            peer.tunnel.receive(kind, payload, now, is_lossy)
+        except PeerFault as fault:
+            self._broke(peer, link, fault)
+
+    def _act_run(
+        self, peer: Peer, link: LinkId, payloads: list[bytes], is_lossy: bool, now: float
+    ) -> None:
+        """As `_act_tunnel` for DATA messages that came together."""
+        peer.schedule.heard_on = link
+        try:
+            peer.tunnel.receive_run(payloads, now, is_lossy)
+        except PeerFault as fault:
+            self._broke(peer, link, fault)
+
+    def _broke(self, peer: Peer, link: LinkId, fault: PeerFault) -> None:
+        self._table.counters.peer_faults += 1
+        self._table.end_streams(peer, f"node {peer.id} broke the protocol: {fault}")
+        self._table.events.append(CloseWanted(link))
