@@ -1,7 +1,7 @@
 """`python -m benchmarks [--quick] [--only NAME]`: uservpn beside shadowsocks-libev, on loopback.
 
-`python -m benchmarks lossy` is another program: paths that lose packets (lossy.py); so is `python -m
-benchmarks rules`: loading and asking 100,000 rules (rules.py).
+Other programs: `python -m benchmarks lossy`, paths that lose packets (lossy.py); `datagrams`, bulk over UDP
+beside other tunnels over UDP (datagrams.py); `rules`, loading and asking 100,000 rules (rules.py).
 
 Every measurement starts its system anew, and the systems take turns (A B A B), so that neither
 what ran before nor a drift of the machine favours one of them. The load (load.c) shares the
@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks import far, lossy, relay, rules
+from benchmarks import datagrams, far, lossy, relay, rules
 from benchmarks.processes import (
     START_LIMIT,
     BenchmarkError,
@@ -317,6 +317,8 @@ def shown(value: float) -> str:
 def main() -> int:
     if sys.argv[1:2] == ["lossy"]:
         return lossy.main(sys.argv[2:])
+    if sys.argv[1:2] == ["datagrams"]:
+        return datagrams.main(sys.argv[2:])
     if sys.argv[1:2] == ["rules"]:
         return rules.main()
     parser = argparse.ArgumentParser(prog="python -m benchmarks")

@@ -125,7 +125,7 @@ class System:
     """What is not here; it is then not measured."""
 
 
-def _start_uservpn(protocol: str, place: Place) -> None:
+def start_uservpn(protocol: str, place: Place) -> None:
     key = str(place.folder / "key")
     public = f"{protocol}://{place.server.address}:{TUNNEL}"
     listen = f"{protocol}://0.0.0.0:{TUNNEL}"
@@ -178,7 +178,7 @@ def _start_ss_local(place: Place, address: str, port: int) -> None:
         wait_for_port(PROXY, local)
 
 
-def _start_kcptun(shards: tuple[str, str], place: Place) -> None:
+def start_kcptun(shards: tuple[str, str], place: Place) -> None:
     """In front of shadowsocks; windows and buffers for twice what the path holds."""
     common = [
         "--key", "benchmark", "--crypt", "aes", "--mode", "fast3", "--mtu", "1400", "--nocomp", "--quiet",
@@ -205,7 +205,7 @@ def systems() -> list[System]:
         System(
             f"uservpn {scheme}{'' if scheme != 'tcp' else ', ' + congestion}",
             congestion,
-            functools.partial(_start_uservpn, scheme),
+            functools.partial(start_uservpn, scheme),
             "" if scheme in schemes else f"there is no link plug-in {scheme!r}",
         )
         for scheme, congestion in (
@@ -219,7 +219,7 @@ def systems() -> list[System]:
         found.append(System(f"no proxy, {congestion}", congestion, None))
         found.append(System(f"shadowsocks-libev, {congestion}", congestion, _start_shadowsocks, ss))
     for name, shards in (("10/3 FEC", ("10", "3")), ("no FEC", ("0", "0"))):
-        start = functools.partial(_start_kcptun, shards)
+        start = functools.partial(start_kcptun, shards)
         found.append(System(f"kcptun {name} + shadowsocks", "cubic", start, kcp))
     return found
 
@@ -260,7 +260,7 @@ class Found:
     p95_ms: float
 
 
-def _connect(client: Host, server: Host, is_direct: bool) -> socket.socket:
+def connect(client: Host, server: Host, is_direct: bool) -> socket.socket:
     end = time.monotonic() + START_LIMIT
     while True:
         with client:
@@ -328,14 +328,14 @@ def measure(system: System, path: Conditions, is_up: bool, seconds: tuple[float,
         path.lay(client.path)
         if system.start is not None:
             system.start(Place(client, server, folder, stack))
-        asker = Asker(_connect(client, server, system.start is None))
+        asker = Asker(connect(client, server, system.start is None))
         stack.callback(asker.end)
         time.sleep(1.5)
         quiet = asker.take()
-        bulk = stack.enter_context(_connect(client, server, system.start is None))
+        bulk = stack.enter_context(connect(client, server, system.start is None))
         meter = target.uploaded if is_up else Meter()
         bulk.sendall(b"U" if is_up else b"D")
-        worker = threading.Thread(target=_move, args=(bulk, meter, is_up), daemon=True)
+        worker = threading.Thread(target=move, args=(bulk, meter, is_up), daemon=True)
         worker.start()
         marks = []
         for pause in (*seconds, 0):
@@ -359,7 +359,7 @@ def measure(system: System, path: Conditions, is_up: bool, seconds: tuple[float,
         )
 
 
-def _move(sock: socket.socket, meter: Meter, is_up: bool) -> None:
+def move(sock: socket.socket, meter: Meter, is_up: bool) -> None:
     with contextlib.suppress(OSError):
         if not is_up:
             meter.drain(sock)
