@@ -37,7 +37,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from benchmarks import lossy
-from benchmarks.lossy import PROXY, TARGET, TUNNEL, Meter, Place, Target
+from benchmarks.lossy import TARGET, TUNNEL, Meter, Place, Target
 from benchmarks.processes import START_LIMIT, BenchmarkError, Process, cpu_seconds, run
 from tests.netns.lab import Lab, LabError, Router
 
@@ -112,7 +112,7 @@ def _certificate(folder: Path, name: str) -> str:
     """A certificate of its own for `name`, in files; its fingerprint."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    now = datetime.datetime.now(datetime.timezone.utc)
+    now = datetime.datetime.now(datetime.UTC)
     certificate = (
         x509.CertificateBuilder()
         .subject_name(subject)
