@@ -12,7 +12,7 @@ from drivers import make_driver
 from uservpn.kit.endpoint import Endpoint
 from uservpn.links import stream, tcp
 from uservpn.links.backlog import LIMIT_MAX, LIMIT_MIN, LIMIT_START, Backlog
-from uservpn.mesh import contact
+from uservpn.mesh import liveness
 from world import World
 
 
@@ -203,7 +203,7 @@ async def _compare(client, log):
 
 def test_a_narrow_tcp_path_is_not_given_up_and_small_messages_pass(monkeypatch):
     """Bytes that take many times the patience for an answer; order decides, not time."""
-    monkeypatch.setattr(contact, "ANSWER_S", 0.7)
+    monkeypatch.setattr(liveness, "ANSWER_S", 0.7)
     monkeypatch.setattr(stream, "WATCH_S", 0.2)
 
     async def main():
