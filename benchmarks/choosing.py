@@ -287,12 +287,12 @@ class Uservpn:
             return None
         if not network.carries(choice.exit, now):
             if not network.is_up(choice.exit, now):
-                chooser.exit_died(choice.exit)
-            chooser.failed(choice, site.name, 443, Fault.TIMEOUT, now + 10)
+                chooser.outcomes.exit_died(choice.exit)
+            chooser.outcomes.failed(choice, site.name, 443, Fault.TIMEOUT, now + 10)
             return choice
-        chooser.connected(choice, site.name, 443)
+        chooser.outcomes.connected(choice, site.name, 443)
         ms = network.noisy(network.true_ms(choice.exit, site, now)) + network.noisy(site.own_ms)
-        chooser.replied(choice, ms, now)
+        chooser.outcomes.replied(choice, ms, now)
         return choice
 
     def _play(self, site: Site, now: float, waited: Trial | None) -> float:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from ipaddress import ip_network
 from typing import Final
 
-from uservpn.app import Service, new_loop
+from uservpn.app import new_loop
 from uservpn.control.config import (
     Config,
     EntryConfig,
@@ -26,6 +26,7 @@ from uservpn.control.config import (
 )
 from uservpn.kit.endpoint import Address, Endpoint
 from uservpn.runtime.boot import random_boot
+from uservpn.service import Service
 from uservpn.types import NodeId
 
 STARTS_MAX: Final = 5

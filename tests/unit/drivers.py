@@ -13,7 +13,7 @@ from uservpn.wire.header import HeaderCodec
 from uservpn.wire.keys import KeyRing
 
 
-def make_driver(plugins, node, servers, offer=None) -> Driver:
+def make_driver(plugins, node, servers, offer=None, find=None) -> Driver:
     """Node `node` on the running loop; `plugins` are links by protocol."""
     ring = KeyRing((bytes(32),))
     now = time.monotonic()
@@ -25,4 +25,4 @@ def make_driver(plugins, node, servers, offer=None) -> Driver:
         now=now,
         wall_s=time.time() - now,
     )
-    return Driver(core, plugins, asyncio.get_running_loop(), offer)
+    return Driver(core, plugins, asyncio.get_running_loop(), offer, find)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from uservpn.runtime.driver import joined
+from uservpn.runtime.chunks import joined
 from uservpn.tunnel.events import Data
 from uservpn.wire.constants import Kind
 from world import BASE, KEY, Member, pair

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uservpn.chooser import chooser as chooser_module
-from uservpn.chooser import lookups, reached
+from uservpn.chooser import askings, lookups, reached
 from uservpn.chooser.affinity import Key, Sessions
 from uservpn.chooser.cases import Choice, ExitState
 from uservpn.chooser.chooser import LOOK_S, REFRESH_S, Chooser
@@ -431,7 +430,7 @@ def test_a_first_visit_asks_the_exits_and_the_next_ones_stay() -> None:
     assert (first.exit, first.reason, first.site) == (2, "test", "example.com")
     assert {exit for exit, _ in world.asked} == {1, 2, 3}
     assert all(test.flags == KEEP and test.host == "a.example.com" for _, test in world.asked)
-    assert world.chooser.knows(2, "a.example.com", 443)  # it is connected already
+    assert world.chooser.outcomes.knows(2, "a.example.com", 443)  # it is connected already
     world.connect_ms[1] = 1.0
     world.asked.clear()
     assert world.visit("b.example.com").exit == 2
@@ -500,7 +499,7 @@ def test_an_exit_that_carries_nothing_loses_the_next_session() -> None:
     world = World()
     choice = world.visit()
     for _ in range(8):
-        world.chooser.replied(choice, NEVER_MS, world.now)
+        world.chooser.outcomes.replied(choice, NEVER_MS, world.now)
         world.chooser.knowledge.tested("example.com", 1, 110.0, WALL + world.now)
     world.now += 13 * HOUR
     assert world.visit().exit == 1
@@ -511,7 +510,7 @@ def test_a_session_moves_once_when_its_exit_dies_and_that_is_said() -> None:
     choice = world.visit()
     world.mesh.unlinked.add(choice.exit)
     assert world.visit().exit == choice.exit  # a link that is down for a moment moves nothing
-    world.chooser.exit_died(choice.exit)
+    world.chooser.outcomes.exit_died(choice.exit)
     moved = world.visit()
     assert moved.exit != choice.exit
     assert world.chooser.take_moved() == [
@@ -527,17 +526,17 @@ def test_an_exit_that_lets_nothing_through_is_dead_until_something_comes() -> No
     world = World()
     choices = {site: world.visit(site) for site in ("a.test", "b.test", "c.test")}
     for choice in choices.values():
-        world.chooser.replied(choice, 95.0, world.now)
+        world.chooser.outcomes.replied(choice, 95.0, world.now)
     for _ in range(2):
         for choice in choices.values():
             assert choice.exit == 2
             assert world.visit(choice.site).exit == 2
-            world.chooser.replied(choice, NEVER_MS, world.now)
+            world.chooser.outcomes.replied(choice, NEVER_MS, world.now)
     world.connect_ms[2] = None  # type: ignore[assignment]
     moved = {site: world.visit(site).exit for site in choices}
     assert set(moved.values()) == {1}
     assert len(world.chooser.take_moved()) == 3
-    world.chooser.replied(choices["a.test"], 50.0, world.now)
+    world.chooser.outcomes.replied(choices["a.test"], 50.0, world.now)
     world.connect_ms[2] = 5.0
     assert world.visit("new.test").exit == 2
     assert {site: world.visit(site).exit for site in choices} == moved
@@ -547,11 +546,13 @@ def test_targets_that_never_answered_say_nothing_of_the_exit() -> None:
     """As the many dead peers of a file-sharing program, or names that do not exist."""
     world = World()
     good = world.visit("good.test")
-    world.chooser.replied(good, 95.0, world.now)
+    world.chooser.outcomes.replied(good, 95.0, world.now)
     for number in range(20):
         choice = Choice(good.exit, "test", Key(f"192.0.2.{number}"), f"192.0.2.{number}")
-        world.chooser.failed(choice, choice.site, 6881, Fault.TIMEOUT, world.now)
-        world.chooser.failed(good, "nowhere.good.test", 443, Fault.HOST_UNREACHABLE, world.now)
+        world.chooser.outcomes.failed(choice, choice.site, 6881, Fault.TIMEOUT, world.now)
+        world.chooser.outcomes.failed(
+            good, "nowhere.good.test", 443, Fault.HOST_UNREACHABLE, world.now
+        )
     assert world.visit("good.test").exit == good.exit
     assert not world.chooser.take_moved()
 
@@ -560,7 +561,7 @@ def test_one_silent_site_is_not_the_exits_fault() -> None:
     world = World()
     choice = world.visit()
     for _ in range(20):
-        world.chooser.replied(choice, NEVER_MS, world.now)
+        world.chooser.outcomes.replied(choice, NEVER_MS, world.now)
     assert world.visit().exit == choice.exit
     assert not world.chooser.take_moved()
 
@@ -570,7 +571,7 @@ def test_nothing_moves_while_it_is_this_node_that_is_offline() -> None:
     choice = world.visit()
     world.mesh.unlinked.update((1, 2, 3))
     world.mesh.lost.update((1, 2, 3))
-    world.chooser.exit_died(choice.exit)
+    world.chooser.outcomes.exit_died(choice.exit)
     assert world.visit().exit == choice.exit
     world.mesh.unlinked.clear()
     world.mesh.lost.clear()
@@ -580,11 +581,11 @@ def test_nothing_moves_while_it_is_this_node_that_is_offline() -> None:
 def test_a_session_that_never_worked_is_given_up() -> None:
     world = World()
     choice = world.visit()
-    world.chooser.failed(choice, "a.example.com", 443, Fault.TIMEOUT, world.now)
+    world.chooser.outcomes.failed(choice, "a.example.com", 443, Fault.TIMEOUT, world.now)
     assert world.chooser.sessions.peek(Key("example.com")) is None
     again = world.visit()
-    world.chooser.connected(again, "a.example.com", 443)
-    world.chooser.failed(again, "a.example.com", 443, Fault.TIMEOUT, world.now)
+    world.chooser.outcomes.connected(again, "a.example.com", 443)
+    world.chooser.outcomes.failed(again, "a.example.com", 443, Fault.TIMEOUT, world.now)
     assert world.visit().exit == again.exit
 
 
@@ -593,7 +594,9 @@ def test_a_name_that_does_not_exist_is_not_tested_again_and_again() -> None:
     world.fault = Fault.HOST_UNREACHABLE
     choice = world.visit("nowhere.example")
     for _ in range(5):
-        world.chooser.failed(choice, "nowhere.example", 443, Fault.HOST_UNREACHABLE, world.now)
+        world.chooser.outcomes.failed(
+            choice, "nowhere.example", 443, Fault.HOST_UNREACHABLE, world.now
+        )
         world.visit("nowhere.example")
     assert world.chooser.trials.trial_count == 1
 
@@ -772,7 +775,7 @@ def test_strict_refuses_where_others_move() -> None:
     world = World(rules=FakeRules(("a.example.com", rule)))
     assert world.visit().exit == 2
     world.mesh.unlinked.add(2)
-    world.chooser.exit_died(2)
+    world.chooser.outcomes.exit_died(2)
     assert world.visit().exit == 2  # whose stream is refused: it is dead
 
 
@@ -782,7 +785,7 @@ def test_strict_does_not_move_within_its_group_either() -> None:
     world = World(rules=FakeRules(("a.example.com", rule)))
     assert world.visit().exit == 2
     world.mesh.unlinked.add(2)
-    world.chooser.exit_died(2)
+    world.chooser.outcomes.exit_died(2)
     assert world.visit().exit == 2
     assert not world.chooser.take_moved()
 
@@ -793,7 +796,7 @@ def test_a_pin_beats_rules_and_measurements_until_it_is_forgotten() -> None:
     assert world.chooser.pin("example.com", 3, world.now)
     assert world.visit()[:2] == (3, "pinned")
     world.mesh.unlinked.add(3)
-    world.chooser.exit_died(3)
+    world.chooser.outcomes.exit_died(3)
     world.now += 1000 * HOUR
     assert world.visit().exit == 3
     assert world.chooser.forget("example.com")
@@ -850,7 +853,7 @@ def test_a_busy_exit_is_no_slow_one() -> None:
 
 
 def test_every_table_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chooser_module, "CASES_MAX", 20)
+    monkeypatch.setattr(askings, "CASES_MAX", 20)
     monkeypatch.setattr(reached, "REACHED_MAX", 20)
     monkeypatch.setattr(lookups, "COUNTRIES_MAX", 20)
     world = World()
@@ -859,10 +862,10 @@ def test_every_table_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(300):
         host = f"h{rng.randrange(200)}.test"
         choice = world.visit(host)
-        world.chooser.connected(choice, host, 443)
+        world.chooser.outcomes.connected(choice, host, 443)
         world.now += 1
     chooser = world.chooser
-    assert len(chooser._cases) <= 20
+    assert len(chooser.cases) <= 20
     assert len(chooser.reached) <= 20
     assert len(chooser.sessions) <= 20
     assert not chooser.trials._waiting

@@ -21,6 +21,7 @@ class Driver:
         self.loop = asyncio.get_running_loop()
         self.handlers: dict[str, Any] = {}
         self.sent: list[tuple[int, Any]] = []
+        self.post = self
 
     def on_message(self, topic: str, handler: Any) -> None:
         self.handlers[topic] = handler

@@ -222,19 +222,19 @@ def test_messages_go_to_their_topic_and_a_failing_handler_hurts_nobody(caplog):
     async def main():
         client, server, _ = _pair(FakePlugin())
         heard, told = [], []
-        server.on_message("bad", lambda peer, payload: 1 / 0)
-        server.on_message("good", lambda peer, payload: heard.append((peer, payload)))
+        server.post.on_message("bad", lambda peer, payload: 1 / 0)
+        server.post.on_message("good", lambda peer, payload: heard.append((peer, payload)))
         with pytest.raises(UsageError):
-            server.on_message("good", print)
+            server.post.on_message("good", print)
         client.start()
         for topic in ("unknown", "bad", "good"):
-            assert client.send_message(1, topic, topic.encode()) == 0
-        client.send_message(1, "good", b"sure", confirmed=True, on_result=told.append)
+            assert client.post.send_message(1, topic, topic.encode()) == 0
+        client.post.send_message(1, "good", b"sure", confirmed=True, on_result=told.append)
         await _until(lambda: told)
         assert heard == [(7, b"good"), (7, b"sure")] and told == [True]
-        assert server.messages_ignored == 1
-        server.on_message("good", None)
-        server.on_message("good", print)
+        assert server.post.ignored_count == 1
+        server.post.on_message("good", None)
+        server.post.on_message("good", print)
         await client.close()
 
     _run(main)
@@ -246,11 +246,13 @@ def test_a_protocol_that_only_other_nodes_have_is_loaded_with_the_first_dial():
 
     async def main():
         plugin = FakePlugin()
-        client = make_driver({}, 7, {1: ("fake://127.0.0.1:1",), 2: ("none://127.0.0.1:1",)})
+        asked = []
+        servers = {1: ("fake://127.0.0.1:1",), 2: ("none://127.0.0.1:1",)}
+        client = make_driver(
+            {}, 7, servers, find=lambda name: asked.append(name) or {"fake": plugin}.get(name)
+        )
         server = make_driver({}, 1, {})
         plugin.servers[1] = server
-        asked = []
-        client.find_plugin = lambda name: asked.append(name) or {"fake": plugin}.get(name)
         client.start()
         await _until(lambda: client.node.peers[1].contact.direct())
         await _until(lambda: client.node.peers[2].contact.last_failure)
@@ -296,10 +298,10 @@ def test_plug_ins_with_sockets_of_a_node_are_made_once_for_each_node_and_closed_
     async def main():
         factory = Factory()
         one, two = (make_driver({"fake": factory}, node, {}) for node in (1, 2))
-        one.add_plugins({"fake": factory})  # as a reload does
+        one.protocols.add({"fake": factory})  # as a reload does
         assert len(factory.made) == 2
         one._wake(0.0)
-        assert one.sockets() == [{"protocol": "fake"}]
+        assert one.protocols.describe() == [{"protocol": "fake"}]
         await one.close()
         assert [plugin.calls for plugin in factory.made] == [["rebind", "close"], []]
         await two.close()
@@ -322,7 +324,7 @@ def test_links_from_an_address_that_is_gone_end_at_once_and_are_dialled_anew(mon
     async def main():
         plugin = FakePlugin()
         client, _server, offered = _pair(plugin)
-        client.listening["fake://0.0.0.0:9"] = None
+        client.protocols.listening["fake://0.0.0.0:9"] = None
         client.start(Network(("10.0.0.7/24",), ("10.0.0.7",)), True)
         stream = client.open(1, "site.test", 80, Owner())
         await _until(lambda: offered)
@@ -335,7 +337,7 @@ def test_links_from_an_address_that_is_gone_end_at_once_and_are_dialled_anew(mon
         await _until(lambda: offered[0][1].received == b"still")
         own = client.node.directory.own
         assert [place.endpoint for place in own.endpoints] == ["fake://10.1.1.1:9"]
-        client.listening.clear()
+        client.protocols.listening.clear()
         await client.close()
 
     _run(main)

@@ -27,6 +27,7 @@ class Driver(FakeDriver):
         super().__init__(loop)
         self.handlers = {}
         self.answers = []
+        self.post = self
 
     def on_message(self, topic, handler):
         self.handlers[topic] = handler

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from uservpn.errors import Fault
-from uservpn.runtime.driver import JOIN_MAX, JOINED_COUNT, joined
+from uservpn.runtime.chunks import JOIN_MAX, JOINED_COUNT, joined
 from uservpn.tunnel.events import Data, Finished, Opened
 from uservpn.tunnel.stream import Stream
 from uservpn.wire.constants import HEADER_SIZE, Kind

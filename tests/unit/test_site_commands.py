@@ -37,7 +37,7 @@ def test_before_the_first_visit_the_exits_would_be_asked() -> None:
 def test_afterwards_the_session_and_its_reason_and_the_numbers_are_told() -> None:
     world = World()
     choice = world.visit()
-    world.chooser.replied(choice, 100.0, world.now)
+    world.chooser.outcomes.replied(choice, 100.0, world.now)
     world.now += 60
     answer = explain(world)
     assert (answer["exit"], answer["reason"], answer["detail"]) == (2, "test", "the session's exit")
@@ -100,7 +100,7 @@ def test_a_strict_session_whose_exit_died_is_said_to_be_refused() -> None:
     assert world.visit().exit == 2
     assert explain(world)["exit"] == 2
     world.mesh.unlinked.add(2)
-    world.chooser.exit_died(2)
+    world.chooser.outcomes.exit_died(2)
     answer = explain(world)
     assert (answer["exit"], answer["reason"]) == (None, "refused")
     assert "exit 2 is dead" in answer["detail"]
@@ -131,8 +131,8 @@ def test_when_a_session_ends_is_told_as_a_time_people_read() -> None:
 def test_traffic_is_told_by_site_and_exit() -> None:
     world = World()
     choice = world.visit()
-    world.chooser.ended(choice, 1000, 10)
-    world.chooser.ended(choice, 500, 5)
+    world.chooser.outcomes.ended(choice, 1000, 10)
+    world.chooser.outcomes.ended(choice, 500, 5)
     (row,) = ask(world, "sites")["sites"]
     assert (row["exit"], row["connections"], row["bytes_in"], row["bytes_out"]) == (2, 2, 1500, 15)
     assert "example.com" in render_sites([row])

@@ -19,7 +19,6 @@ from pathlib import Path
 
 import pytest
 
-from uservpn.app import Service
 from uservpn.chooser.affinity import Key
 from uservpn.chooser.chooser import Chooser
 from uservpn.chooser.memory import everything, has_changes, restore, take_changes
@@ -27,6 +26,7 @@ from uservpn.chooser.site import site_of
 from uservpn.control.config import Config, NetworkConfig, NodeConfig
 from uservpn.runtime.state_file import StateFile
 from uservpn.runtime.state_keeper import StateKeeper
+from uservpn.service import Service
 
 AT = 1_700_000_000.0
 POINTS = int(os.environ.get("USERVPN_KILL_POINTS", "300"))

@@ -22,23 +22,15 @@ for a site's country for that.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import Any, Final
 
 from uservpn.chooser.affinity import Key, Session, Sessions
-from uservpn.chooser.cases import (
-    NOWHERE,
-    Case,
-    Choice,
-    ExitState,
-    Mesh,
-    Want,
-    refusal,
-    wished_target,
-)
-from uservpn.chooser.hosts import normal_host, number_of
+from uservpn.chooser.askings import Cases, Ruling
+from uservpn.chooser.cases import NOWHERE, Case, Choice, ExitState, Mesh, Want, refusal
 from uservpn.chooser.liveness import Liveness
 from uservpn.chooser.lookups import Lookups
 from uservpn.chooser.measure import NEVER_MS, Knowledge
+from uservpn.chooser.outcomes import Outcomes
 from uservpn.chooser.ranking import REFRESH_S, Ranking
 from uservpn.chooser.reached import Reached
 from uservpn.chooser.targets import Action, Pick, Target
@@ -53,32 +45,14 @@ from uservpn.chooser.testing import (
     Trial,
 )
 from uservpn.chooser.trials import Trials
-from uservpn.chooser.wishes import parse_wish
 from uservpn.errors import Fault
 from uservpn.types import NodeId
 
-if TYPE_CHECKING:  # rules cost memory where there are some, and only there
-    from uservpn.chooser.rules import Verdict
-
-CASES_MAX: Final = 4096
 LOOKUPS_MAX: Final = 2
 """Exits that are asked for an address or a country at once."""
 LOOK_S: Final = 60.0
 """A session looks at other exits at most this often, while they are not known well enough."""
 ANYWHERE: Final = Target()
-_UNREACHED: Final = frozenset(
-    (Fault.TIMEOUT, Fault.HOST_UNREACHABLE, Fault.NETWORK_UNREACHABLE, Fault.NOT_ALLOWED)
-)
-"""Results of a dial that another exit may not have."""
-_TOO_SLOW: Final = frozenset((Fault.TIMEOUT, Fault.NETWORK_UNREACHABLE))
-"""Results that count as a reply that never came."""
-
-
-class Ruling(Protocol):
-    """The owner's rules; `rules.RuleSet` is them."""
-
-    def match(self, host: str, port: int, country: str | None = None) -> Verdict:
-        """What they say; `country` is the site's, "" where it is not known, None: nobody asked."""
 
 
 class Chooser:
@@ -102,7 +76,6 @@ class Chooser:
     ) -> None:
         """`near` is the distance between two countries in any unit, None where it is unknown."""
         self.mesh = mesh
-        self.site_of = site_of
         self.wall_s = wall_s
         """Added to `now`: Unix time."""
         self.sessions = Sessions(idle_s)
@@ -112,31 +85,28 @@ class Chooser:
         self.ranking = Ranking(self.knowledge, near)
         self.trials = Trials()
         self.reached = Reached()
-        self._default = default
-        self._rules = rules
         self._wait_s = wait_s
-        self._cases: dict[tuple[str, int, str], Case] = {}
+        self.cases = Cases(default, rules, site_of, self.sessions, self.lookups)
+        self.outcomes = Outcomes(self.knowledge, self.sessions, self.liveness, self.reached, wall_s)
         self._decided: list[tuple[Any, Choice]] = []
         self._moved: list[str] = []
 
     def reconfigure(self, default: Target, rules: Ruling | None, idle_s: float) -> None:
         """Live change; what is known stays known, and sessions stay where they may."""
-        self._default = default
-        self._rules = rules
+        self.cases.reconfigure(default, rules)
         self.sessions.idle_s = idle_s
-        self._cases.clear()
 
     def mesh_changed(self) -> None:
         """Names, countries or roles of nodes may be others now."""
-        self._cases.clear()
+        self.cases.clear()
 
     # --- the choice ------------------------------------------------------------------------------
 
     def choose(self, host: str, port: int, user: str, now: float) -> Choice | Trial:
         """Where a connection to `host`:`port` goes; a Trial: that has to be found out first."""
-        case = self._cases.get((host, port, user))
+        case = self.cases.kept.get((host, port, user))
         if case is None or now >= case.until:
-            case = self._new_case(host, port, user, now)
+            case = self.cases.keep(host, port, user, now)
         if case.answer is not None:
             return case.answer
         if case.want is not Want.NOTHING:
@@ -154,65 +124,6 @@ class Chooser:
         if now >= session.look_at:
             self._look(case, session, now)
         return Choice(exit, session.reason, case.key, case.key.site)
-
-    def _new_case(self, host: str, port: int, user: str, now: float) -> Case:
-        if len(self._cases) >= CASES_MAX:
-            del self._cases[next(iter(self._cases))]
-        case = self._cases[host, port, user] = self.case(host, port, user, now)
-        return case
-
-    def case(self, host: str, port: int, user: str, now: float) -> Case:
-        """What is asked for; nothing is remembered."""
-        site = self.site_of(host)
-        wish = parse_wish(user)
-        target, reason, scope, want = Target(), "", "", Want.NOTHING
-        problem = wish.problem
-        try:
-            wished = None if problem else wished_target(wish)
-        except ValueError as error:
-            wished, problem = None, str(error)
-        if wished is not None:
-            target, scope = wished
-            reason = "program"
-        elif not problem:
-            target, reason, want = self._ruled(host, port, site, now)
-        key = Key(site, ",".join(part for part in (scope, wish.session) if part))
-        case = Case(host, port, user, key, target, reason)
-        if self._rules is not None:
-            case.until = self.lookups.unknown_until(site, now)
-        if problem:
-            case.answer = refusal(site, Fault.NOT_ALLOWED, problem)
-        elif self._is_pinned(key):
-            case.target, case.reason = Target(), "pinned"
-        elif want is Want.COUNTRY:
-            case.want = want
-        elif target.action is Action.REJECT:
-            case.answer = refusal(site, Fault.NOT_ALLOWED, f"{reason} rejects this target")
-        elif target.action is Action.DIRECT:
-            if number_of(normal_host(host)) is None:
-                case.want = Want.ADDRESS
-            else:
-                addresses = (normal_host(host),)
-                case.answer = Choice(
-                    NOWHERE, reason, None, site, is_direct=True, addresses=addresses
-                )
-        return case
-
-    def _ruled(self, host: str, port: int, site: str, now: float) -> tuple[Target, str, Want]:
-        """The target of the rules, else the default; and whether they must know the country."""
-        if self._rules is not None:
-            country = self.lookups.country(site, now)
-            verdict = self._rules.match(host, port, country)
-            if verdict.needs_country and country is None:
-                return Target(), "", Want.COUNTRY
-            if verdict.match is not None:
-                return verdict.match.target, verdict.match.text, Want.NOTHING
-        reason = "" if self._default.action is Action.AUTO else "default"
-        return self._default, reason, Want.NOTHING
-
-    def _is_pinned(self, key: Key) -> bool:
-        session = self.sessions.peek(key)
-        return session is not None and session.is_pinned
 
     def fits(self, case: Case, exit: NodeId) -> bool:
         """May this exit carry the case? It is asked once."""
@@ -262,7 +173,7 @@ class Chooser:
         if not trial.country:
             is_sure = trial.is_complete and trial.winner() is not None
             self.lookups.nobody_knew(case.key.site, is_sure, now)
-            self._cases.clear()
+            self.cases.clear()
         return self.choose(case.host, case.port, case.user, now)
 
     def _direct(self, case: Case, addresses: tuple[str, ...]) -> Choice:
@@ -388,8 +299,8 @@ class Chooser:
             not trial.is_lookup and finding.fault is not Fault.LIMIT
         ):  # that says nothing of the site
             self.knowledge.tested(site, exit, sum_ms, now + self.wall_s())
-        if finding.country and self.lookups.learn(site, finding.country) and self._rules:
-            self._cases.clear()  # rules may ask for a site's country
+        if finding.country and self.lookups.learn(site, finding.country) and self.cases.rules:
+            self.cases.clear()  # rules may ask for a site's country
         if trial.is_due(now):
             self._decide(trial, now)
         return trial
@@ -457,64 +368,16 @@ class Chooser:
         decided, self._decided = self._decided, []
         return decided
 
-    # --- what became of connections --------------------------------------------------------------
-
-    def knows(self, exit: NodeId, host: str, port: int) -> bool:
-        """Has this target connected through this exit before (and not failed since)?"""
-        return self.reached.has(exit, host, port)
-
-    def connected(self, choice: Choice, host: str, port: int) -> None:
-        """The exit reached the target."""
-        self.reached.add(choice.exit, host, port)
-        if choice.key is not None:
-            session = self.sessions.peek(choice.key)
-            if session is not None and session.exit == choice.exit:
-                session.is_proved = True
-
-    def failed(self, choice: Choice, host: str, port: int, fault: Fault, now: float) -> None:
-        """It did not: the next answer waits for the result. A session that never worked is over."""
-        self.reached.drop(choice.exit, host, port)
-        if choice.is_direct or choice.key is None or fault not in _UNREACHED:
-            return
-        if fault in _TOO_SLOW:  # else there may be no such name, which is nobody's fault
-            self.replied(choice, NEVER_MS, now)
-        session = self.sessions.peek(choice.key)
-        if session is not None and session.exit == choice.exit and not session.is_proved:
-            self.sessions.give_up(choice.key)
-
-    def replied(self, choice: Choice, ms: float, now: float) -> None:
-        """A first round trip of a connection, or none (NEVER_MS and more)."""
-        if not choice.site or choice.is_direct:
-            return
-        if ms < NEVER_MS:
-            self.liveness.speaks(choice.exit)
-        elif self.knowledge.has_answered(choice.site, choice.exit):
-            self.liveness.silent(choice.exit, choice.site, now)
-        self.knowledge.replied(choice.site, choice.exit, ms, now + self.wall_s())
-
-    def expected_ms(self, choice: Choice, now: float) -> float | None:
-        """The first round trip to expect."""
-        return self.knowledge.expected_at(choice.site, choice.exit, now + self.wall_s())
-
-    def ended(self, choice: Choice, bytes_in: int, bytes_out: int) -> None:
-        """A connection is over."""
-        if choice.site and not choice.is_direct:
-            self.knowledge.moved(choice.site, choice.exit, bytes_in, bytes_out)
-
-    def exit_died(self, exit: NodeId) -> None:
-        """Its connections ended with it."""
-        self.liveness.died(exit)
-
     # --- the owner's word ------------------------------------------------------------------------
 
     def pin(self, site: str, exit: NodeId, now: float) -> bool:
         """The site leaves at this exit until it is forgotten. False: there are too many pins."""
-        self._cases.clear()
+        self.cases.clear()
         return self.sessions.pin(Key(site), exit, now + self.wall_s())
 
     def forget(self, site: str) -> bool:
         """Ends the site's sessions and all knowledge of it; False: there was nothing."""
-        self._cases.clear()
+        self.cases.clear()
         sessions = self.sessions.forget(site)
         has_country = self.lookups.forget(site)
         return self.knowledge.forget(site) or bool(sessions) or has_country

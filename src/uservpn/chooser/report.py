@@ -24,7 +24,7 @@ def explain(chooser: Chooser, host: str, port: int, user: str, now: float) -> di
     `is_asked`: the exits would be asked first, and `exit` is the best known until then.
     `is_direct`: it leaves from this node itself.
     """
-    case = chooser.case(host, port, user, now)
+    case = chooser.cases.make(host, port, user, now)
     at = now + chooser.wall_s()
     session = chooser.sessions.peek(case.key)
     return {

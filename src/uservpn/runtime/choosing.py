@@ -39,14 +39,14 @@ class Choosing:
         self.driver = driver
         self.changed = changed
         self._timers: dict[int, asyncio.TimerHandle] = {}
-        driver.on_message(TOPIC_TESTED, self._tested)
+        driver.post.on_message(TOPIC_TESTED, self._tested)
 
     def close(self) -> None:
         """No timer stays."""
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
-        self.driver.on_message(TOPIC_TESTED, None)
+        self.driver.post.on_message(TOPIC_TESTED, None)
 
     # --- for the entry ---------------------------------------------------------------------------
 
@@ -64,17 +64,17 @@ class Choosing:
 
     def knows(self, exit: NodeId, host: str, port: int) -> bool:
         """Has it connected there before?"""
-        return self.chooser.knows(exit, host, port)
+        return self.chooser.outcomes.knows(exit, host, port)
 
     def connected(self, choice: Choice, host: str, port: int) -> None:
         """It has."""
-        self.chooser.connected(choice, host, port)
+        self.chooser.outcomes.connected(choice, host, port)
 
     def failed(self, choice: Choice, host: str, port: int, fault: Fault) -> None:
         """It has not; or the exit died under a connection."""
         if fault is Fault.EXIT_DEAD:
-            self.chooser.exit_died(choice.exit)
-        self.chooser.failed(choice, host, port, fault, monotonic())
+            self.chooser.outcomes.exit_died(choice.exit)
+        self.chooser.outcomes.failed(choice, host, port, fault, monotonic())
         self.changed()
 
     def replied(self, choice: Choice, trip: Trip) -> None:
@@ -82,7 +82,7 @@ class Choosing:
         now = monotonic()
         ms = trip.replied(now, self._flight_s(choice))
         if ms is not None:
-            self.chooser.replied(choice, ms, now)
+            self.chooser.outcomes.replied(choice, ms, now)
             self.changed()
 
     def unanswered(self, choice: Choice, trip: Trip, is_broken: bool) -> None:
@@ -94,13 +94,13 @@ class Choosing:
         if is_broken:
             ms = trip.broken(now, flight_s)
         else:
-            ms = trip.ended(now, flight_s, self.chooser.expected_ms(choice, now))
+            ms = trip.ended(now, flight_s, self.chooser.outcomes.expected_ms(choice, now))
         if ms is not None:
-            self.chooser.replied(choice, ms, now)
+            self.chooser.outcomes.replied(choice, ms, now)
 
     def ended(self, choice: Choice, stream: Stream) -> None:
         """The connection is over."""
-        self.chooser.ended(choice, stream.recv_offset, stream.sent_size)
+        self.chooser.outcomes.ended(choice, stream.recv_offset, stream.sent_size)
         self.changed()
 
     def driver_of(self, choice: Choice) -> Carrier:
@@ -118,7 +118,7 @@ class Choosing:
         for trial in chooser.take_begun():
             self._arm(trial)
         for exit, test in chooser.take_requests():
-            self.driver.send_message(exit, TOPIC_TEST, test.encode())
+            self.driver.post.send_message(exit, TOPIC_TEST, test.encode())
         for text in chooser.take_moved():
             log.warning("%s", text)
         for waiter, choice in chooser.take_decided():

@@ -8,16 +8,13 @@ next deadline. An idle node has exactly that timer and nothing else.
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from itertools import groupby
-from typing import Any, Final, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
-from uservpn.errors import Fault, UsageError
+from uservpn.errors import Fault
 from uservpn.kit.endpoint import Endpoint
-from uservpn.links.base import Link, LinkPlugin, Listener, NodePlugin, PluginFactory
-from uservpn.mesh.addresses import DIAL_LIMIT_S
+from uservpn.links.base import Link
 from uservpn.node.node import Node
 from uservpn.node.options import (
     CloseWanted,
@@ -28,8 +25,12 @@ from uservpn.node.options import (
     PeerNews,
     Pong,
 )
+from uservpn.runtime.chunks import JOIN_FROM, joined
 from uservpn.runtime.clock import monotonic, suspended_for, wall_offset
+from uservpn.runtime.dials import DialFailure, Dials
 from uservpn.runtime.netwatch import Network
+from uservpn.runtime.post import Post
+from uservpn.runtime.protocols import Plugged, Protocols
 from uservpn.runtime.pump import Pump
 from uservpn.tunnel.events import Data, Finished, Offered, Opened, Reset, Room
 from uservpn.tunnel.stream import Stream, StreamOwner
@@ -44,14 +45,6 @@ _CLOCKS_S: Final = 1.0
 _AGAIN_S: Final = 1.0
 """After a mistake of ours: soon enough to go on, seldom enough not to spin."""
 _SLEPT_S: Final = 1.0
-_NO_WAY: Final = (errno.ENETUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL)
-"""Errors of a machine that is offline."""
-JOIN_FROM: Final = 8
-"""Fewer events are handed on as they are."""
-JOIN_MAX: Final = 16 << 10
-"""Chunks up to this size are joined with their neighbours..."""
-JOINED_COUNT: Final = 64
-"""...so many at most."""
 
 
 class Driver:
@@ -60,63 +53,44 @@ class Driver:
     def __init__(
         self,
         node: Node,
-        plugins: Mapping[str, LinkPlugin | PluginFactory],
+        plugins: Mapping[str, Plugged],
         loop: asyncio.AbstractEventLoop,
         offer: Callable[[Stream, str, int], None] | None,
+        find_plugin: Callable[[str], Plugged | None] | None = None,
     ) -> None:
+        """`offer` gets what others want to connect to; `find_plugin` protocols not in `plugins`."""
         self.node = node
         self.loop = loop
         self.offer = offer
         self.links: dict[LinkId, Link] = {}
         self.nodes_changed = asyncio.Event()
         """Set when the node list has news; cleared by whoever takes them."""
-        self.listening: dict[str, Listener] = {}
-        self.plugins: dict[str, LinkPlugin] = {}
-        """By protocol; more may come with a reload, or with what other nodes say of themselves."""
-        self.find_plugin: Callable[[str], LinkPlugin | PluginFactory | None] | None = None
-        """Looks for a protocol that is not in `plugins`; asked once for each."""
-        self._not_installed: set[str] = set()
-        self.messages_ignored = 0
-        """Out-of-band messages whose topic nobody here knows."""
-        self._topics: dict[str, Callable[[NodeId, bytes], None]] = {}
-        self._results: dict[int, Callable[[bool], None]] = {}
-        self._pings: dict[bytes, asyncio.Future[Pong]] = {}
+        self.post = Post(node, loop, self.kick)
+        self.protocols = Protocols(self, node.codec, plugins, find_plugin)
+        self._dials = Dials(loop, self.protocols.connect, self)
         self._last_link = 0
         self._generation = node.directory.generation
         self._flush_handle: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
-        self._stillborn: set[LinkId] = set()  # dialled links that closed before they were known
-        self._tasks: set[asyncio.Task[None]] = set()
         self._wall_at = 0.0
         self._suspended = suspended_for()
         self._is_closed = False
         self._network: Network | None = None
         self._is_watched = False
         self._is_started = False
-        self.add_plugins(plugins)
 
     # --- life ------------------------------------------------------------------------------------
 
-    def add_plugins(self, plugins: Mapping[str, LinkPlugin | PluginFactory]) -> None:
-        """Takes protocols on that are not here yet; each once, since links may share its sockets."""
-        for name, plugin in plugins.items():
-            if name not in self.plugins:
-                made = plugin.for_node() if isinstance(plugin, PluginFactory) else plugin
-                self.plugins[name] = made
-
     async def listen(self, endpoint: Endpoint) -> None:
         """Listens on one more endpoint. Raises OSError."""
-        plugin = self.plugins[endpoint.protocol]
-        self.listening[str(endpoint)] = await plugin.serve(endpoint, self.node.codec, self)
+        await self.protocols.listen(endpoint)
         if self._is_started:
             self._tell_places()
 
     def unlisten(self, endpoint: Endpoint) -> None:
         """Stops listening; links that stand are not touched."""
-        server = self.listening.pop(str(endpoint), None)
-        if server is not None:
-            server.close()
+        if self.protocols.unlisten(endpoint):
             self._tell_places()
 
     def start(self, network: Network | None = None, is_watched: bool = False) -> None:
@@ -137,17 +111,11 @@ class Driver:
         self.node.goodbye()
         self._flush()
         self._is_closed = True
-        for plugin in self._node_plugins():
-            plugin.close()
-        for server in self.listening.values():
-            server.close()
+        self.protocols.close()
         await asyncio.sleep(0)
         for link in list(self.links.values()):
             link.close()
-        for task in list(self._tasks):
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=2)
+        await self._dials.close()
         for handle in (self._timer, self._flush_handle):
             if handle is not None:
                 handle.cancel()
@@ -160,12 +128,11 @@ class Driver:
         log.info("the network has changed: %s", ", ".join(network.sources) or "no way out")
         self._network = network
         self._tell_places()
-        hosts = {interface.partition("/")[0] for interface in network.interfaces}
         for link in list(self.links.values()):
-            if link.caps.is_reliable or network.sources:
-                is_gone = link.caps.is_reliable and not _is_still_ours(link.local, hosts)
+            if link.caps.is_reliable:
+                is_gone = not network.keeps(link.local)
             else:
-                is_gone = not _is_loopback(link.local)
+                is_gone = not network.carries(link.local)
             if is_gone:
                 del self.links[link.id]
                 link.close()
@@ -179,10 +146,8 @@ class Driver:
 
     def _wake(self, now: float) -> None:
         """Whatever was under way is begun anew, from sockets that are right for the network of now."""
-        for task in list(self._tasks):
-            task.cancel()
-        for plugin in self._node_plugins():
-            plugin.rebind()
+        self._dials.give_up()
+        self.protocols.rebind()
         self.node.wake(now)
         self.kick()
 
@@ -190,20 +155,9 @@ class Driver:
         """The node learns of the machine's addresses, and of where it can be reached on them."""
         if self._network is None:
             return
-        places = [
-            str(place)
-            for text in self.listening
-            for place in _places(Endpoint.parse(text), self._network.interfaces)
-        ]
+        places = self.protocols.places(self._network)
         self.node.moved(places, self._network.interfaces, monotonic())
         self.kick()
-
-    def sockets(self) -> list[dict[str, Any]]:
-        """The sockets that links share, for status."""
-        return [row for plugin in self._node_plugins() for row in plugin.describe()]
-
-    def _node_plugins(self) -> list[NodePlugin]:
-        return [plugin for plugin in self.plugins.values() if isinstance(plugin, NodePlugin)]
 
     # --- streams (called by entry, exit and pumps) -----------------------------------------------
 
@@ -244,62 +198,6 @@ class Driver:
         """Delivered bytes have gone on."""
         self.node.tunnel(stream).consumed(stream, size, monotonic())
         self.kick()
-
-    # --- out-of-band messages (docs/messages.md) -------------------------------------------------
-
-    @property
-    def node_id(self) -> NodeId:
-        """This node's number."""
-        return self.node.options.node
-
-    def on_message(self, topic: str, handler: Callable[[NodeId, bytes], None] | None) -> None:
-        """From now on `handler` gets what comes under this topic; None: nobody.
-
-        It runs on the event loop and must not block; what it raises is logged.
-
-        Raises:
-            UsageError: somebody has the topic already.
-        """
-        if handler is None:
-            self._topics.pop(topic, None)
-        elif topic in self._topics:
-            raise UsageError(f"somebody listens to the topic {topic!r} already")
-        else:
-            self._topics[topic] = handler
-
-    def send_message(
-        self,
-        peer: NodeId,
-        topic: str,
-        payload: bytes,
-        *,
-        confirmed: bool = False,
-        on_result: Callable[[bool], None] | None = None,
-    ) -> int:
-        """Sends `payload` to `peer`, ahead of the streams; `Node.send_message` has the rules.
-
-        `on_result` is told once whether a confirmed message was delivered; bounded like those.
-        """
-        token = self.node.send_message(peer, topic, payload, monotonic(), confirmed=confirmed)
-        if on_result is not None and token:
-            self._results[token] = on_result
-        self.kick()
-        return token
-
-    async def ping(self, peer: NodeId) -> Pong:
-        """The answer to a probe over the link in use; waits until it comes: bound the time.
-
-        Without a link it never comes.
-        """
-        answered: asyncio.Future[Pong] = self.loop.create_future()
-        token = self.node.ping(peer, monotonic())
-        if token is not None:
-            self._pings[token] = answered
-            self.kick()
-        try:
-            return await answered
-        finally:
-            self._pings.pop(token or b"", None)
 
     # --- LinkOwner -------------------------------------------------------------------------------
 
@@ -353,14 +251,29 @@ class Driver:
         if self.links.pop(link.id, None) is not None:
             self.node.link_down(link.id, reason, monotonic())
             self.kick()
-        elif self._tasks:
-            self._stillborn.add(link.id)
+        else:
+            self._dials.closed(link.id)
 
     def link_refused(self, link: Link) -> None:
         """Nobody is there: the link ends if the node believes it."""
         if self.node.link_refused(link.id, monotonic()):
             self.links.pop(link.id, None)
             link.close()
+        self.kick()
+
+    # --- DialOwner -------------------------------------------------------------------------------
+
+    def dialled(self, peer: NodeId, endpoint: str, link: Link) -> None:
+        """A link that the node wanted stands."""
+        self._up(link, peer, endpoint)
+        self.kick()
+
+    def dial_failed(self, peer: NodeId, endpoint: str, failure: DialFailure) -> None:
+        """There is no such link; where changes of the network are told, perhaps for want of one."""
+        is_offline = self._is_watched and failure.is_offline
+        self.node.dial_failed(
+            peer, endpoint, failure.is_refused, failure.detail, monotonic(), is_offline
+        )
         self.kick()
 
     # --- the loop --------------------------------------------------------------------------------
@@ -456,56 +369,7 @@ class Driver:
 
     def _on_dial(self, event: DialWanted) -> None:
         if not self._is_closed:
-            task = self.loop.create_task(self._dial(event.peer, event.endpoint))
-            self._tasks.add(task)
-            task.add_done_callback(self._dial_done)
-
-    def _dial_done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not self._tasks:
-            self._stillborn.clear()
-
-    async def _dial(self, peer: NodeId, text: str) -> None:
-        try:
-            endpoint = Endpoint.parse(text)
-            plugin = self._plugin(endpoint.protocol)
-            if plugin is None:
-                raise OSError(f"no link plug-in for the protocol {endpoint.protocol} is installed")
-            link = await asyncio.wait_for(
-                plugin.connect(endpoint, self.node.codec, self), timeout=DIAL_LIMIT_S
-            )
-        except (OSError, TimeoutError) as error:
-            refused = isinstance(error, ConnectionRefusedError)
-            detail = "no answer in time" if isinstance(error, TimeoutError) else str(error)
-            offline = self._is_watched and getattr(error, "errno", None) in _NO_WAY
-            self._dial_failed(peer, text, refused, detail, offline)
-            return
-        except Exception as error:  # a plug-in's own trouble: for the node a dial like any other
-            log.exception("a dial failed in a way nobody thought of")
-            self._dial_failed(peer, text, False, str(error))
-            return
-        if link.id in self._stillborn:
-            self._stillborn.discard(link.id)
-            self._dial_failed(peer, text, False, "closed at once")
-            return
-        self._up(link, peer, text)
-        self.kick()
-
-    def _plugin(self, protocol: str) -> LinkPlugin | None:
-        """The plug-in; one that the configuration does not name comes with the first dial."""
-        if protocol not in self.plugins and protocol not in self._not_installed:
-            found = self.find_plugin(protocol) if self.find_plugin is not None else None
-            if found is None:
-                self._not_installed.add(protocol)
-            else:
-                self.add_plugins({protocol: found})
-        return self.plugins.get(protocol)
-
-    def _dial_failed(
-        self, peer: NodeId, text: str, refused: bool, detail: str, offline: bool = False
-    ) -> None:
-        self.node.dial_failed(peer, text, refused, detail, monotonic(), offline)
-        self.kick()
+            self._dials.begin(event.peer, event.endpoint)
 
     def _on_close(self, event: CloseWanted) -> None:
         link = self.links.get(event.link)
@@ -517,23 +381,6 @@ class Driver:
 
     def _on_news(self, event: PeerNews) -> None:
         log.log(logging.WARNING if event.level == "warning" else logging.INFO, event.text)
-
-    def _on_message(self, event: Message) -> None:
-        handler = self._topics.get(event.topic)
-        if handler is None:
-            self.messages_ignored += 1
-        else:
-            handler(event.peer, event.payload)
-
-    def _on_message_result(self, event: MessageResult) -> None:
-        on_result = self._results.pop(event.token, None)
-        if on_result is not None:
-            on_result(event.delivered)
-
-    def _on_pong(self, event: Pong) -> None:
-        answered = self._pings.get(event.token)
-        if answered is not None and not answered.done():
-            answered.set_result(event)
 
     def _on_offered(self, event: Offered) -> None:
         if self.offer is None:
@@ -562,63 +409,13 @@ class Driver:
             event.stream.owner.stream_reset(event.fault)
 
 
-def joined(events: list[NodeEvent]) -> list[NodeEvent]:
-    """The same events; small neighbouring chunks of one stream have become one.
-
-    Datagrams bring chunks of a kilobyte, and each costs its owner a write, a sum and a look at its credit:
-    more than the copy.
-    """
-    out: list[NodeEvent] = []
-    for (stream, is_small), run in groupby(events, _chunk_of):
-        if not is_small:
-            out += run
-            continue
-        chunks = [event.chunk for event in cast("Iterator[Data]", run)]
-        for start in range(0, len(chunks), JOINED_COUNT):
-            part = chunks[start : start + JOINED_COUNT]
-            out.append(Data(stream, b"".join(part) if len(part) > 1 else part[0]))
-    return out
-
-
-def _chunk_of(event: NodeEvent) -> tuple[Any, bool]:
-    """The stream of a small chunk, and that it is one."""
-    if type(event) is Data and len(event.chunk) <= JOIN_MAX:
-        return event.stream, True
-    return None, False
-
-
-def _places(listening: Endpoint, interfaces: Sequence[str]) -> list[Endpoint]:
-    """Where in its own networks a machine is reached that listens there."""
-    hosts = [interface.partition("/")[0] for interface in interfaces]
-    if not listening.address.is_wildcard:
-        return [listening] if listening.host in hosts else []
-    is_ipv6 = ":" in listening.host
-    return [listening._replace(host=host) for host in hosts if (":" in host) == is_ipv6]
-
-
-def _is_loopback(local: str) -> bool:
-    try:
-        return Endpoint.parse(local).address.is_loopback
-    except ValueError:
-        return False
-
-
-def _is_still_ours(local: str, hosts: Collection[str]) -> bool:
-    """Is the local end of a link at an address that the machine (still) has?"""
-    try:
-        address = Endpoint.parse(local).address
-    except ValueError:
-        return True
-    return address.is_loopback or address.is_wildcard or address.host in hosts
-
-
 _HANDLERS: Final[dict[type, Callable[..., None]]] = {
     DialWanted: Driver._on_dial,
     CloseWanted: Driver._on_close,
     PeerNews: Driver._on_news,
-    Message: Driver._on_message,
-    MessageResult: Driver._on_message_result,
-    Pong: Driver._on_pong,
+    Message: lambda driver, event: driver.post.take_message(event),
+    MessageResult: lambda driver, event: driver.post.take_result(event),
+    Pong: lambda driver, event: driver.post.take_pong(event),
     Offered: Driver._on_offered,
     Opened: Driver._on_opened,
     Data: Driver._on_data,

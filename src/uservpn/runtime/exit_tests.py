@@ -59,11 +59,11 @@ class ExitTests:
         self._running: dict[NodeId, int] = {}
         self._budgets: dict[NodeId, Budget] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        driver.on_message(TOPIC_TEST, self._asked)
+        driver.post.on_message(TOPIC_TEST, self._asked)
 
     def close(self) -> None:
         """Ends everything; nobody is told."""
-        self._driver.on_message(TOPIC_TEST, None)
+        self._driver.post.on_message(TOPIC_TEST, None)
         for task in self._tasks:
             task.cancel()
 
@@ -149,4 +149,4 @@ class ExitTests:
 
     def _answer(self, client: NodeId, tested: Finding) -> None:
         self.answered_count += 1
-        self._driver.send_message(client, TOPIC_TESTED, tested.encode())
+        self._driver.post.send_message(client, TOPIC_TESTED, tested.encode())

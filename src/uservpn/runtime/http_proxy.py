@@ -23,9 +23,8 @@ from typing import TYPE_CHECKING, Final
 import h11
 
 from uservpn.chooser.cases import Choice
-from uservpn.chooser.measure import Trip
 from uservpn.errors import Fault, StreamFault
-from uservpn.runtime.clock import monotonic
+from uservpn.runtime.http_origin import HEAD_MAX, Origin
 from uservpn.socks.handshake import Kind, Request
 from uservpn.socks.http_head import (
     ESTABLISHED,
@@ -37,119 +36,18 @@ from uservpn.socks.http_head import (
     error_answer,
     fault_answer,
     login,
+    named_host,
     pac_answer,
     request_headers,
     response_headers,
     upgrade_headers,
 )
-from uservpn.tunnel.stream import Stream
 from uservpn.types import Buffer
 
 if TYPE_CHECKING:
-    from uservpn.runtime.entry import EntryConnection
+    from uservpn.runtime.program import EntryConnection
 
-HEAD_MAX: Final = 64 * 1024
-"""Bytes of a head, a program's or a site's."""
 _REPEATABLE: Final = frozenset((b"GET", b"HEAD", b"OPTIONS"))
-
-
-class Origin:
-    """The stream to one site, and the HTTP spoken on it; owned by its session."""
-
-    __slots__ = (
-        "choice",
-        "driver",
-        "has_answered",
-        "host",
-        "http",
-        "is_confirmed",
-        "is_used",
-        "port",
-        "session",
-        "stream",
-        "trip",
-        "unconsumed",
-    )
-
-    def __init__(self, session: HttpSession, choice: Choice, host: str, port: int) -> None:
-        """Opens the stream. Raises StreamFault."""
-        self.session = session
-        self.choice = choice
-        self.driver = session.connection.entry.chooser.driver_of(choice)
-        self.host = host
-        self.port = port
-        self.http = h11.Connection(h11.CLIENT, max_incomplete_event_size=HEAD_MAX)
-        self.is_confirmed = False
-        self.is_used = False
-        """A request before the present one went this way."""
-        self.has_answered = False
-        """Something of the present answer has come."""
-        self.unconsumed = 0
-        """Bytes that the program has not taken yet."""
-        self.trip: Trip | None = Trip()
-        """Until its first round trip is over."""
-        self.stream: Stream = self.driver.open(choice.exit, host, port, self)
-
-    @property
-    def target(self) -> str:
-        """host:port, for status."""
-        return f"{self.host}:{self.port}"
-
-    def stream_opened(self, fault: Fault, detail: bytes) -> None:
-        """The exit's result."""
-        if fault:
-            self.session.origin_failed(self, fault)
-        else:
-            self._confirm()
-
-    def stream_data(self, chunk: Buffer) -> None:
-        """Bytes of the site."""
-        if len(chunk):
-            self._confirm()
-            if self.trip is not None:
-                self.session.connection.entry.chooser.replied(self.choice, self.trip)
-                self.trip = None
-            self.session.origin_data(self, chunk)
-
-    def stream_room(self) -> None:
-        """The site takes more."""
-        self.session.origin_room()
-
-    def stream_finished(self) -> None:
-        """The site sends no more."""
-        self._confirm()
-        self.session.origin_ended(self)
-
-    def stream_reset(self, fault: Fault) -> None:
-        """The stream is over."""
-        self.session.origin_failed(self, fault)
-
-    def _confirm(self) -> None:
-        if not self.is_confirmed:
-            self.is_confirmed = True
-            if self.trip is not None:
-                self.trip.opened(monotonic())
-            chooser = self.session.connection.entry.chooser
-            chooser.connected(self.choice, self.host, self.port)
-
-    def write(self, data: bytes) -> bool:
-        """Bytes for the site; False: it takes no more for now."""
-        if self.trip is not None:
-            self.trip.sent(monotonic())
-        return self.driver.write(self.stream, data)
-
-    def leave(self, fault: Fault) -> None:
-        """Nobody waits for it any more; `fault`: the site's side ended it."""
-        stream = self.stream
-        stream.owner = None
-        if not stream.is_over:
-            self.driver.reset(stream, Fault.CANCELLED)
-        chooser = self.session.connection.entry.chooser
-        if fault and (not self.is_confirmed or fault is Fault.EXIT_DEAD):
-            chooser.failed(self.choice, self.host, self.port, fault)
-        elif self.trip is not None:
-            chooser.unanswered(self.choice, self.trip, fault is Fault.CONNECTION_LOST)
-        chooser.ended(self.choice, stream)
 
 
 class HttpSession:
@@ -209,9 +107,8 @@ class HttpSession:
     def program_room(self) -> None:
         """The program has taken what it was sent: credit for the site."""
         origin = self._origin
-        if origin is not None and origin.unconsumed:
-            size, origin.unconsumed = origin.unconsumed, 0
-            origin.driver.consumed(origin.stream, size)
+        if origin is not None:
+            origin.credit()
 
     def lost(self) -> None:
         """The program is gone."""
@@ -273,7 +170,8 @@ class HttpSession:
         self._method = event.method
         user = login(event.headers, self._users)
         if event.method in (b"GET", b"HEAD") and event.target == PAC_PATH:
-            self._last(pac_answer(self._own_address(event), event.method))  # holds no secret
+            proxy = named_host(event.headers) or str(self.connection.entry.address)
+            self._last(pac_answer(proxy, event.method))  # holds no secret
         elif user is None:
             self._refuse(407, "a user name and password are needed")
         elif event.method == b"CONNECT":
@@ -284,15 +182,6 @@ class HttpSession:
                 self._refuse(400, "this is a proxy: it takes CONNECT host:port and http:// URLs")
             else:
                 self._forward(event, target, user)
-
-    def _own_address(self, event: h11.Request) -> str:
-        """How the program reached this proxy."""
-        for name, value in event.headers:
-            found = connect_target(value, 80) if name == b"host" else None
-            if found is not None:
-                host, port = found
-                return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        return str(self.connection.entry.address)
 
     def _connect(self, event: h11.Request, user: str) -> None:
         found = connect_target(event.target)
@@ -336,11 +225,7 @@ class HttpSession:
         is_repeatable = request.method in _REPEATABLE
         self._repeat = request if is_repeatable else None
         origin = self._origin
-        if (
-            origin is not None
-            and is_repeatable
-            and (origin.choice.exit, origin.host, origin.port) == (choice.exit, *self._target)
-        ):
+        if origin is not None and is_repeatable and origin.serves(choice, *self._target):
             origin.is_used = True
             origin.has_answered = False
             self._send_origin(request)
@@ -365,11 +250,11 @@ class HttpSession:
         if origin is None or self._is_over:
             return
         try:
-            data = origin.http.send(event)
+            has_room = origin.ask(event)
         except h11.LocalProtocolError as error:
             self._refuse(400, f"the request makes no sense: {error}")
             return
-        if data and not origin.write(data):
+        if not has_room:
             self._body_waits = True
             self._regulate()
 
@@ -396,10 +281,7 @@ class HttpSession:
         if connection.stream is origin.stream:
             connection.count_consumed(size)
         elif self._origin is origin:
-            if connection.is_full:
-                origin.unconsumed += size
-            else:
-                origin.driver.consumed(origin.stream, size)
+            origin.count_consumed(size, not connection.is_full)
 
     def origin_ended(self, origin: Origin) -> None:
         """The site sends no more: the end of an answer, or of a stream that waited for work."""
@@ -488,11 +370,9 @@ class HttpSession:
     def _answered(self, origin: Origin) -> None:
         """The answer is complete; on to the next request, if both sides can."""
         self._send_program(h11.EndOfMessage())
-        http, program = origin.http, self._program
-        if http.our_state is h11.DONE and http.their_state is h11.DONE:
-            http.start_next_cycle()
-        if http.our_state is not h11.IDLE or any(http.trailing_data):
-            self._drop_origin()  # closing, or it said more than it was asked for
+        program = self._program
+        if not origin.next_cycle():
+            self._drop_origin()
         if program.our_state is h11.DONE and program.their_state is h11.DONE:
             program.start_next_cycle()
             self._repeat = None

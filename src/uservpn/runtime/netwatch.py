@@ -16,6 +16,8 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
+from uservpn.kit.endpoint import Address, Endpoint
+
 log: Final = logging.getLogger("uservpn")
 SETTLE_S: Final = 0.03
 """Events this close together are one: an address comes with its routes."""
@@ -48,6 +50,33 @@ class Network(NamedTuple):
     """The addresses that packets to the internet leave from; none: offline, or a network of its own."""
     carriers: tuple[tuple[int, int], ...] = ()
     """Which of the interfaces are up, and have a carrier."""
+
+    @property
+    def hosts(self) -> list[str]:
+        """The addresses, without the length of their networks."""
+        return [interface.partition("/")[0] for interface in self.interfaces]
+
+    def hosts_at(self, listening: Address) -> list[str]:
+        """Where in its own networks the machine is reached that listens there."""
+        if not listening.is_wildcard:
+            return [listening.host] if listening.host in self.hosts else []
+        is_ipv6 = ":" in listening.host
+        return [host for host in self.hosts if (":" in host) == is_ipv6]
+
+    def keeps(self, local: str) -> bool:
+        """Is the local end of a link at an address that the machine (still) has?"""
+        address = _address(local)
+        return (
+            address is None
+            or address.is_loopback
+            or address.is_wildcard
+            or address.host in self.hosts
+        )
+
+    def carries(self, local: str) -> bool:
+        """Is there a way for what a link sends: out, or only to the machine itself?"""
+        address = _address(local)
+        return bool(self.sources) or (address is not None and address.is_loopback)
 
 
 def read_network() -> Network:
@@ -126,6 +155,14 @@ class NetWatch:
             log.debug("netlink: %s", error)
         if self._timer is None:
             self._timer = self._loop.call_later(SETTLE_S, self.look)
+
+
+def _address(local: str) -> Address | None:
+    """Of a link's end; None: that says nothing of an address."""
+    try:
+        return Endpoint.parse(local).address
+    except ValueError:
+        return None
 
 
 def _source(family: int, far: str) -> str:

@@ -32,8 +32,8 @@ class Pinger:
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
         self._told: dict[tuple[NodeId, int], asyncio.Future[str]] = {}
-        driver.on_message(ASK, self._asked)
-        driver.on_message(TELL, self._heard)
+        driver.post.on_message(ASK, self._asked)
+        driver.post.on_message(TELL, self._heard)
 
     async def ping(self, number: Any, limit_s: float = LIMIT_S) -> dict[str, Any]:
         """One probe over the link in use; `rtt_ms` is None when no answer came.
@@ -73,7 +73,7 @@ class Pinger:
             async with asyncio.timeout(limit_s):
                 if not driver.node.is_linked(node) and not await self._reach(node):
                     return None
-                return await driver.ping(node)
+                return await driver.post.ping(node)
         except TimeoutError:
             return None
 
@@ -85,7 +85,7 @@ class Pinger:
             if not made.done():
                 made.set_result(delivered)
 
-        self._driver.send_message(node, TELL, b"", confirmed=True, on_result=on_result)
+        self._driver.post.send_message(node, TELL, b"", confirmed=True, on_result=on_result)
         return await made
 
     async def _hop(self, pongs: list[Pong], index: int) -> dict[str, Any]:
@@ -111,7 +111,7 @@ class Pinger:
         told = self._told.get((relay, node))
         if told is None:
             told = self._told[relay, node] = self._driver.loop.create_future()
-        self._driver.send_message(relay, ASK, bytes((node,)), confirmed=True)
+        self._driver.post.send_message(relay, ASK, bytes((node,)), confirmed=True)
         try:
             async with asyncio.timeout(TELL_LIMIT_S):
                 return await asyncio.shield(told) or None
@@ -123,7 +123,7 @@ class Pinger:
     def _asked(self, peer: NodeId, payload: bytes) -> None:
         if payload:
             protocol = self._driver.node.protocol(NodeId(payload[0])) or ""
-            self._driver.send_message(peer, TELL, payload[:1] + protocol.encode()[:32])
+            self._driver.post.send_message(peer, TELL, payload[:1] + protocol.encode()[:32])
 
     def _heard(self, peer: NodeId, payload: bytes) -> None:
         told = self._told.get((peer, payload[0])) if payload else None

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 from uservpn.errors import ConfigError
-from uservpn.runtime.driver import Driver
+from uservpn.runtime.post import Post
 from uservpn.types import NodeId
 
 GROUP: Final = "uservpn.plugins"
@@ -26,7 +26,7 @@ class Messages(Protocol):
         """This node's number."""
 
     def on_message(self, topic: str, handler: Callable[[NodeId, bytes], None] | None) -> None:
-        """See `Driver.on_message`."""
+        """See `Post.on_message`."""
 
     def send_message(
         self,
@@ -37,7 +37,7 @@ class Messages(Protocol):
         confirmed: bool = False,
         on_result: Callable[[bool], None] | None = None,
     ) -> int:
-        """See `Driver.send_message`."""
+        """See `Post.send_message`."""
 
 
 Plugin = Callable[[Messages], object]
@@ -61,10 +61,10 @@ def load(names: Sequence[str]) -> list[tuple[str, Plugin]]:
     return found
 
 
-def start(plugins: Sequence[tuple[str, Plugin]], driver: Driver) -> None:
+def start(plugins: Sequence[tuple[str, Plugin]], post: Post) -> None:
     """Hands the node's messages to each; one that fails is logged, and hurts nobody else."""
     for name, plugin in plugins:
         try:
-            plugin(driver)
+            plugin(post)
         except Exception:
             log.exception("the plug-in %r did not start", name)

@@ -70,6 +70,16 @@ def connect_target(target: bytes, default_port: int = 0) -> tuple[str, int] | No
     return _host_port(target, default_port)
 
 
+def named_host(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """How the program says that it reached this proxy, with the port; "": it does not say."""
+    for name, value in headers:
+        found = connect_target(value, 80) if name.lower() == b"host" else None
+        if found is not None:
+            host, port = found
+            return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return ""
+
+
 def absolute_target(method: bytes, target: bytes) -> Target | None:
     """The parts of `http://host[:port]/path`; None: it is something else."""
     scheme, separator, rest = target.partition(b"://")
