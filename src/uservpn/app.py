@@ -146,7 +146,10 @@ def _answer(
     if command == "status":
         return service.status()
     if command in SITE_COMMANDS:
-        return answer_about_sites(service.chooser, request, monotonic(), service.choosing.changed)
+        own = service.node.options.node
+        return answer_about_sites(
+            service.chooser, request, monotonic(), own, service.choosing.changed
+        )
     if command == "ping":
         return service.pinger.ping(request.get("node"))
     if command == "trace":

@@ -117,6 +117,8 @@ def port():
 def test_a_connection_leaves_where_its_rule_says(nodes, port, host, exit, said) -> None:
     with nodes.open(host, port) as sock:
         assert nodes.exit_of(sock, f"{host}:{port}") == exit
+    sites = nodes.client.status()["sites"]
+    assert [row["exit"] for row in sites if row["site"] == host] == [exit]
     assert said in json.dumps(nodes.explain(f"{host}:{port}"))
 
 

@@ -7,17 +7,22 @@ import time
 import pytest
 
 from test_choosing import FakeRules, World
-from uservpn.chooser import report
+from uservpn.chooser import directs, memory, report
 from uservpn.chooser.affinity import Key
+from uservpn.chooser.cases import NOWHERE, Choice
+from uservpn.chooser.chooser import ANYWHERE
 from uservpn.chooser.targets import Action, Selector, Target
 from uservpn.cli.sites import explain_lines
 from uservpn.control.site_commands import answer_about_sites
 from uservpn.control.status import render, render_candidates, render_sites
 from uservpn.errors import UservpnError
 
+OWN = 7
+
 
 def ask(world: World, command: str, **more: object) -> dict:
-    return answer_about_sites(world.chooser, {"command": command, **more}, world.now, lambda: None)
+    request = {"command": command, **more}
+    return answer_about_sites(world.chooser, request, world.now, OWN, lambda: None)
 
 
 def explain(world: World, host: str = "a.example.com", user: str = "") -> dict:
@@ -122,7 +127,7 @@ def test_a_site_whose_country_decides_is_said_to_wait_for_it() -> None:
 def test_when_a_session_ends_is_told_as_a_time_people_read() -> None:
     world = World()
     world.visit()
-    sites = report.sites(world.chooser, world.now)
+    sites = report.sites(world.chooser, world.now, OWN)
     shown = render({"sites": sites, "version": 1})
     assert time.strftime("%Y-%m-%d %H:%M", time.localtime(sites[0]["expires"])) in shown
     assert "?" in render({"sites": [{"expires": 1e300}], "version": 1})
@@ -136,7 +141,7 @@ def test_traffic_is_told_by_site_and_exit() -> None:
     (row,) = ask(world, "sites")["sites"]
     assert (row["exit"], row["connections"], row["bytes_in"], row["bytes_out"]) == (2, 2, 1500, 15)
     assert "example.com" in render_sites([row])
-    (status,) = report.sites(world.chooser, world.now)
+    (status,) = report.sites(world.chooser, world.now, OWN)
     assert {"site", "exit", "reason", "first_rtt_ms", "samples", "expires"} <= set(status)
 
 
@@ -156,3 +161,38 @@ def test_traffic_is_told_by_site_and_exit() -> None:
 def test_a_request_that_makes_no_sense_is_an_error(request_: dict) -> None:
     with pytest.raises(UservpnError):
         ask(World(), "explain", **request_)
+
+
+def test_sites_that_leave_from_this_node_are_told_with_its_own_number() -> None:
+    """As in `connections`; nothing of them outlives the rule that made them direct."""
+    target = Target(Action.DIRECT, text="direct")
+    world = World(rules=FakeRules(("192.0.2.5", target), ("192.0.2.6", target)))
+    for host, ms in (("192.0.2.5", 30.0), ("192.0.2.6", 40.0), ("192.0.2.5", 30.0)):
+        choice = world.chooser.choose(host, 443, "", world.now)
+        assert choice.is_direct
+        world.chooser.outcomes.connected(choice, host, 443)
+        world.chooser.outcomes.replied(choice, ms, world.now)
+        world.chooser.outcomes.ended(choice, 1000, 10)
+    rows = report.sites(world.chooser, world.now, OWN)
+    assert [(row["site"], row["exit"], row["samples"]) for row in rows] == [
+        ("192.0.2.5", OWN, 2),
+        ("192.0.2.6", OWN, 1),
+    ]
+    assert rows[0]["reason"].startswith("rule") and rows[0]["is_live"]
+    assert rows[0]["expires"] is None and "192.0.2.5" in render({"sites": rows, "version": 1})
+    (first, _) = ask(world, "sites")["sites"]
+    assert (first["exit"], first["connections"], first["bytes_in"]) == (OWN, 2, 2000)
+    assert first["now"] == rows[0]["reason"]
+    assert not memory.everything(world.chooser), "nothing is chosen by it, nothing is kept"
+    world.chooser.reconfigure(ANYWHERE, None, 60.0)
+    assert not any(row["is_live"] for row in report.sites(world.chooser, world.now, OWN))
+    assert ask(world, "forget", site="192.0.2.5")["is_known"]
+    assert len(report.sites(world.chooser, world.now, OWN)) == 1
+
+
+def test_the_list_of_direct_sites_is_bounded(monkeypatch) -> None:
+    monkeypatch.setattr(directs, "SITES_MAX", 3)
+    known = directs.Directs()
+    for number in range(5):
+        known.connected(Choice(NOWHERE, "default", None, f"site{number}", is_direct=True))
+    assert [site for site, _ in known] == ["site4", "site3", "site2"]

@@ -27,6 +27,7 @@ from typing import Any, Final
 from uservpn.chooser.affinity import Key, Session, Sessions
 from uservpn.chooser.askings import Cases, Ruling
 from uservpn.chooser.cases import NOWHERE, Case, Choice, ExitState, Mesh, Want, refusal
+from uservpn.chooser.directs import Directs
 from uservpn.chooser.liveness import Liveness
 from uservpn.chooser.lookups import Lookups
 from uservpn.chooser.measure import NEVER_MS, Knowledge
@@ -85,9 +86,12 @@ class Chooser:
         self.ranking = Ranking(self.knowledge, near)
         self.trials = Trials()
         self.reached = Reached()
+        self.directs = Directs()
         self._wait_s = wait_s
         self.cases = Cases(default, rules, site_of, self.sessions, self.lookups)
-        self.outcomes = Outcomes(self.knowledge, self.sessions, self.liveness, self.reached, wall_s)
+        self.outcomes = Outcomes(
+            self.knowledge, self.sessions, self.liveness, self.reached, self.directs, wall_s
+        )
         self._decided: list[tuple[Any, Choice]] = []
         self._moved: list[str] = []
 
@@ -95,6 +99,7 @@ class Chooser:
         """Live change; what is known stays known, and sessions stay where they may."""
         self.cases.reconfigure(default, rules)
         self.sessions.idle_s = idle_s
+        self.directs.rules_changed()
 
     def mesh_changed(self) -> None:
         """Names, countries or roles of nodes may be others now."""
@@ -380,4 +385,5 @@ class Chooser:
         self.cases.clear()
         sessions = self.sessions.forget(site)
         has_country = self.lookups.forget(site)
-        return self.knowledge.forget(site) or bool(sessions) or has_country
+        is_direct = self.directs.forget(site)
+        return self.knowledge.forget(site) or bool(sessions) or has_country or is_direct

@@ -7,6 +7,7 @@ from typing import Final
 
 from uservpn.chooser.affinity import Sessions
 from uservpn.chooser.cases import Choice
+from uservpn.chooser.directs import Directs
 from uservpn.chooser.liveness import Liveness
 from uservpn.chooser.measure import NEVER_MS, Knowledge
 from uservpn.chooser.reached import Reached
@@ -30,12 +31,14 @@ class Outcomes:
         sessions: Sessions,
         liveness: Liveness,
         reached: Reached,
+        directs: Directs,
         wall_s: Callable[[], float],
     ) -> None:
         self._knowledge = knowledge
         self._sessions = sessions
         self._liveness = liveness
         self._reached = reached
+        self._directs = directs
         self._wall_s = wall_s
 
     def knows(self, exit: NodeId, host: str, port: int) -> bool:
@@ -45,6 +48,8 @@ class Outcomes:
     def connected(self, choice: Choice, host: str, port: int) -> None:
         """The exit reached the target."""
         self._reached.add(choice.exit, host, port)
+        if choice.is_direct:
+            self._directs.connected(choice)
         if choice.key is not None:
             session = self._sessions.peek(choice.key)
             if session is not None and session.exit == choice.exit:
@@ -63,7 +68,10 @@ class Outcomes:
 
     def replied(self, choice: Choice, ms: float, now: float) -> None:
         """A first round trip of a connection, or none (NEVER_MS and more)."""
-        if not choice.site or choice.is_direct:
+        if not choice.site:
+            return
+        if choice.is_direct:
+            self._directs.replied(choice, ms, now + self._wall_s())
             return
         if ms < NEVER_MS:
             self._liveness.speaks(choice.exit)
@@ -77,7 +85,9 @@ class Outcomes:
 
     def ended(self, choice: Choice, bytes_in: int, bytes_out: int) -> None:
         """A connection is over."""
-        if choice.site and not choice.is_direct:
+        if choice.is_direct:
+            self._directs.ended(choice, bytes_in, bytes_out)
+        elif choice.site:
             self._knowledge.moved(choice.site, choice.exit, bytes_in, bytes_out)
 
     def exit_died(self, exit: NodeId) -> None:

@@ -42,8 +42,11 @@ def explain(chooser: Chooser, host: str, port: int, user: str, now: float) -> di
     }
 
 
-def sites(chooser: Chooser, now: float) -> list[dict[str, Any]]:
-    """The sessions, the one used last first; for the status document."""
+def sites(chooser: Chooser, now: float, own: NodeId) -> list[dict[str, Any]]:
+    """The sessions, the one used last first, then the sites that leave from this node, which is `own`.
+
+    For the status document.
+    """
     at = now + chooser.wall_s()
     rows = []
     for key, session in reversed(chooser.sessions.items()[-ROWS_MAX:]):
@@ -61,11 +64,28 @@ def sites(chooser: Chooser, now: float) -> list[dict[str, Any]]:
                 "moves": session.moves,
             }
         )
+    for site, known in chooser.directs:
+        rows.append(
+            {
+                "site": site,
+                "session": None,
+                "exit": own,
+                "reason": known.reason,
+                "first_rtt_ms": _round(known.real.mean(at)),
+                "samples": known.real.count(at),
+                "expires": None,
+                "is_live": known.is_live,
+                "moves": 0,
+            }
+        )
     return rows
 
 
-def traffic(chooser: Chooser, now: float) -> list[dict[str, Any]]:
-    """Sites with their exits, present and past, and what they moved; the site used last first."""
+def traffic(chooser: Chooser, now: float, own: NodeId) -> list[dict[str, Any]]:
+    """Sites with their exits, present and past, and what they moved; the site used last first.
+
+    Those that leave from this node, which is `own`, stand at the end.
+    """
     at = now + chooser.wall_s()
     sessions: dict[str, dict[NodeId, list[str]]] = {}
     order = dict.fromkeys(reversed(chooser.knowledge.sites))
@@ -92,6 +112,10 @@ def traffic(chooser: Chooser, now: float) -> list[dict[str, Any]]:
             )
             for exit in sorted({*present, *used})
         ]
+    rows += [
+        _traffic_row(site, own, [known.reason] if known.is_live else None, known, 0.0, at)
+        for site, known in chooser.directs
+    ]
     return rows[:ROWS_MAX]
 
 

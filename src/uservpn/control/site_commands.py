@@ -23,12 +23,22 @@ HOST_MAX: Final = 255
 
 
 def answer_about_sites(
-    chooser: Chooser, request: Mapping[str, Any], now: float, changed: Callable[[], None]
+    chooser: Chooser,
+    request: Mapping[str, Any],
+    now: float,
+    own: NodeId,
+    changed: Callable[[], None],
 ) -> dict[str, Any]:
-    """The answer; `changed` is called where there is something to remember. Raises UservpnError."""
+    """The answer of the node `own`; `changed` is called where there is something to remember.
+
+    Raises UservpnError.
+    """
     command = request["command"]
     if command == "sites":
-        return {"sites": report.traffic(chooser, now), "sessions": report.sites(chooser, now)}
+        return {
+            "sites": report.traffic(chooser, now, own),
+            "sessions": report.sites(chooser, now, own),
+        }
     if command == "explain":
         host, user = _text(request, "host"), request.get("user", "")
         port = request.get("port", 443)

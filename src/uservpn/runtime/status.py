@@ -64,7 +64,7 @@ class Status:
             "tunnels": [_tunnel(peer) for peer in node.peers.values()],
             "relay": asdict(node.relay.counters),
             "connections": list(self._connections(entry)),
-            "sites": report.sites(self._chooser, now),
+            "sites": report.sites(self._chooser, now, node.options.node),
             "chooser": report.counts(self._chooser),
             "exit": self._exit.snapshot() | {"tests": self._exit_tests.snapshot()},
         }
