@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +23,7 @@ from uservpn.runtime.allocator import give_back, keep_message_blocks
 from uservpn.runtime.boot import next_boot
 from uservpn.runtime.clock import monotonic
 from uservpn.runtime.nodes_file import load_nodes, save_nodes
+from uservpn.runtime.threads import in_thread
 from uservpn.service import Service, load_plugins, protocols_of
 from uservpn.wire.keys import KeyRing
 
@@ -72,7 +74,7 @@ def ask_taken_numbers(config: Config) -> set[int]:
 async def _serve(config: Config, config_path: Path, servers: tuple[str, ...]) -> int:
     loop = asyncio.get_running_loop()
     state_dir = state_dir_of(config)
-    signals: asyncio.Queue[int] = asyncio.Queue()
+    stop, reload = asyncio.Event(), asyncio.Event()
     try:
         service = Service(config, next_boot(state_dir), loop, state_dir)
         control = ControlServer(
@@ -84,22 +86,26 @@ async def _serve(config: Config, config_path: Path, servers: tuple[str, ...]) ->
         return 1
     load_nodes(state_dir, service.node.directory, monotonic())
     keeper = loop.create_task(_keep_nodes(service, state_dir))
+    reloader = loop.create_task(_reload_when_told(service, config_path, servers, reload))
     try:
         try:
             await service.start()
         except OSError as error:
             log.error("cannot listen: %s", error.strerror or error)
             return 1
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            loop.add_signal_handler(number, signals.put_nowait, number)
+        loop.add_signal_handler(signal.SIGTERM, stop.set)
+        loop.add_signal_handler(signal.SIGINT, stop.set)
+        loop.add_signal_handler(signal.SIGHUP, reload.set)
         gc.collect()
         gc.freeze()  # what is loaded stays: no collector pass over it, pages stay shared
         give_back()
         print(f"ready node {config.node.id} {config.node.name}", flush=True)
-        await _until_stopped(service, config_path, servers, signals)
+        await stop.wait()
+        log.info("stopping")
         return 0
     finally:
         keeper.cancel()
+        reloader.cancel()
         await service.close()
         save_nodes(state_dir, service.node.directory, monotonic())
         await control.close()
@@ -115,21 +121,16 @@ async def _keep_nodes(service: Service, state_dir: Path) -> None:
         await asyncio.sleep(SAVE_EVERY_S)
 
 
-async def _until_stopped(
-    service: Service,
-    config_path: Path,
-    servers: tuple[str, ...],
-    signals: asyncio.Queue[int],
+async def _reload_when_told(
+    service: Service, config_path: Path, servers: tuple[str, ...], told: asyncio.Event
 ) -> None:
+    """Rereads the configuration whenever `told` is set; what is told meanwhile is one more time."""
     while True:
-        if await signals.get() != signal.SIGHUP:
-            log.info("stopping")
-            return
+        await told.wait()
+        told.clear()
         try:
-            # long lists take their time to read, and nobody waits for that
-            config = await asyncio.get_running_loop().run_in_executor(
-                None, load, config_path, servers
-            )
+            # long lists take their time to read, and nobody waits for that: not even the end
+            config = await in_thread(partial(load, config_path, servers))
             for warning in config.warnings:
                 log.warning("%s", warning)
             changed = await service.reconfigure(config)

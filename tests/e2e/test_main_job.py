@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from mesh import BLOCK, USERVPN, Mesh, digest_of, free_port, run_refused, wait_until
+from mesh import BLOCK, USERVPN, Mesh, client_text, digest_of, free_port, run_refused, wait_until
 from programs import connect
 
 MIB = 1 << 20
@@ -332,6 +333,40 @@ def test_reload_keeps_connections_and_takes_the_change(site):
             peer.close()
         assert mesh.client.stop() == 0 and mesh.server.stop() == 0
         assert "Traceback" not in mesh.server.log.read_text() + mesh.client.log.read_text()
+
+
+def test_a_reload_that_takes_for_ever_does_not_hold_up_the_end(tmp_path):
+    """SIGTERM counts at once, whatever is being read."""
+    folder = tmp_path / "7"
+    folder.mkdir()
+    config = folder / "c.toml"
+    config.write_text(client_text(folder, free_port(), {1: free_port()}))
+    config.chmod(0o600)
+    code = (
+        "import sys, threading; from pathlib import Path; import uservpn.app as app\n"
+        "load = app.load\n"
+        "def load_for_ever(*words):\n"
+        "    print('reading', flush=True)\n"
+        "    threading.Event().wait()\n"
+        "def load_once(*words):\n"
+        "    app.load = load_for_ever\n"
+        "    return load(*words)\n"
+        "app.load = load_once\n"
+        "sys.exit(app.run(Path(sys.argv[1]), ()))\n"
+    )
+    process = subprocess.Popen(
+        [USERVPN[0], "-c", code, str(config)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout.readline().startswith("ready")
+        process.send_signal(signal.SIGHUP)
+        assert process.stdout.readline() == "reading\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(LIMIT_S) == 0
+    finally:
+        process.kill()
+        process.stdout.close()
+        process.wait()
 
 
 def test_reload_moves_the_entry_and_keeps_its_programs(site):
