@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import errno
 import os
 import subprocess
 import sys
@@ -120,3 +122,41 @@ def test_a_jump_of_time_is_told_again_and_again():
         jump.close()
 
     uvloop.run(main())
+
+
+class ClockSetMeanwhile:
+    """The C library, on a machine whose clock is set while a timer is being armed."""
+
+    def __init__(self, libc: ctypes.CDLL, number: int) -> None:
+        self._libc = libc
+        self._number = number
+        self.timerfd_create = self._libc.timerfd_create
+
+    def timerfd_settime(self, *words) -> int:
+        self._libc.timerfd_settime(*words)  # the kernel arms it in any case
+        ctypes.set_errno(self._number)
+        return -1
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="timerfd is Linux's")
+@pytest.mark.parametrize(("number", "is_told"), [(errno.ECANCELED, True), (errno.EINVAL, False)])
+def test_a_clock_that_is_set_during_the_start_does_not_end_the_watch(
+    number, is_told, monkeypatch, caplog
+):
+    """timerfd_settime() says ECANCELED then, and the timer stands."""
+
+    async def main():
+        told = asyncio.Event()
+        jump = TimeJump(asyncio.get_running_loop(), told.set, far_s=0.02)
+        libc = ClockSetMeanwhile(ctypes.CDLL(None, use_errno=True), number)
+        with monkeypatch.context() as patch:
+            patch.setattr(ctypes, "CDLL", lambda *words, **options: libc)
+            jump.start()
+        assert (jump._fd >= 0) is is_told
+        if is_told:
+            await asyncio.wait_for(told.wait(), 5)
+        jump.close()
+
+    caplog.set_level("INFO")
+    uvloop.run(main())
+    assert ("no timer that tells" in caplog.text) is not is_told

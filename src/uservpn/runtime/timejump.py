@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import errno
 import logging
 import os
 import sys
@@ -69,11 +70,14 @@ class TimeJump:
             self._fd = -1
 
     def _arm(self) -> bool:
+        """False: the system cannot. Where the clock was set meanwhile (ECANCELED), the timer stands."""
         assert self._libc is not None
         at = time.time() + self._far_s
         when = _When(0, 0, int(at), int(at % 1 * 1e9))
         flags = _ABSOLUTE | _CANCEL_ON_SET
-        return bool(self._libc.timerfd_settime(self._fd, flags, ctypes.byref(when), None) == 0)
+        if self._libc.timerfd_settime(self._fd, flags, ctypes.byref(when), None) == 0:
+            return True
+        return ctypes.get_errno() == errno.ECANCELED
 
     def _on_readable(self) -> None:
         try:
