@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -105,6 +106,27 @@ def test_at_one_server_the_first_is_not_disturbed_and_the_later_stands_back(boot
     assert later.node.claims.is_back
     assert sum("runs at" in text for text in first.news) == 1, "the log is not filled"
     assert sum("two nodes" in text for text in server.news) == 1
+
+
+def test_what_is_repeated_to_both_does_not_keep_time_with_other_servers():
+    """They may all have seen the two at the same moment."""
+    world = World()
+    server = _server(world, 1)
+    _twin(world, HOME, 2000, "sim://first")
+    world.run(20)
+    later = _twin(world, HOME, 3000, "sim://later")
+    peer = server.node.peers[7]
+    while peer.rival is None or not peer.rival.is_known_alive:
+        world.run(0.05)
+    later.is_up = False  # it hears nothing of all that
+    times = [peer.rival.again_at]
+    while peer.rival is not None:
+        if peer.rival.again_at != times[-1]:
+            times.append(peer.rival.again_at)
+        world.run(0.05)
+    waits = [after - before for before, after in itertools.pairwise(times[1:])]
+    assert len(waits) > 10 and all(0.99 < wait < 1.31 for wait in waits), waits
+    assert max(waits) - min(waits) > 0.1
 
 
 @pytest.mark.parametrize("boot", [1500, 3000], ids=["older boot", "newer boot"])

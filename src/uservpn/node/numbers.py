@@ -41,7 +41,7 @@ PATIENCE_OTHER_S: Final = 5.0
 RIVAL_S: Final = 20.0
 """A rival that is neither heard nor gone after so long is forgotten."""
 AGAIN_S: Final = 1.0
-"""Challenges and notices to both sides are repeated so often: any of them may be lost."""
+"""Challenges and notices to both sides are repeated about so often: any of them may be lost."""
 HELD_MAX: Final = 64
 HELD_SIZE_MAX: Final = 1 << 18
 """What one rival has sent; more is dropped."""
@@ -223,7 +223,7 @@ class Numbers:
 
     def _ask_both(self, peer: Peer, rival: Rival, now: float) -> None:
         """Do both of them live?"""
-        rival.again_at = now + AGAIN_S
+        self._repeat(rival, now)
         if rival.claim is None:
             self._send(peer, rival.link, Kind.CHALLENGE, rival.value, rival.boot)
         if not rival.is_known_alive:
@@ -235,7 +235,7 @@ class Numbers:
         links = _others(peer, rival.link)
         if rival.claim is None or not rival.is_known_alive or not links:
             return
-        rival.again_at = now + AGAIN_S
+        self._repeat(rival, now)
         known = links[0].link
         self._send(peer, known, Kind.DUPLICATE, rival.claim.encode(), 0)
         claim = self.heard.of(peer.id, peer.session.peer_boot, now)
@@ -248,6 +248,10 @@ class Numbers:
             remotes = f"{self._table.links[known].remote} and {rival.claim.address}"
             text = f"duplicate: two nodes have the number {peer.id}, at {remotes}"
             self._table.tell(peer.id, text, "warning")
+
+    def _repeat(self, rival: Rival, now: float) -> None:
+        """The next time is not the same for all nodes that have seen the two at once."""
+        rival.again_at = now + AGAIN_S + self._table.jitter(AGAIN_S / 4)
 
     def _tell_outdated(self, peer: Peer, link: LinkId, boot: int, now: float) -> None:
         """Its owner is to take a boot above the one that is known here."""
