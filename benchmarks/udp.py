@@ -18,9 +18,8 @@ from typing import Any
 from uservpn.kit.endpoint import Endpoint
 from uservpn.links import gso
 from uservpn.links.udp import UdpPlugin
-from uservpn.types import Buffer
 from uservpn.wire.constants import TAG_SIZE, Kind
-from uservpn.wire.header import Header, HeaderCodec
+from uservpn.wire.header import HeaderCodec, Run
 from uservpn.wire.keys import KeyRing
 from uservpn.wire.session import Session
 
@@ -48,13 +47,14 @@ class Sink:
     def link_is_proved(self, link: Any) -> bool:
         return True
 
-    def link_messages(self, link: Any, messages: Sequence[tuple[Header, Buffer]]) -> None:
-        end, _ = self._open(messages, 0)
-        if end == 0:  # the first one ever: its key has to be derived
-            assert self._open_first(*messages[0]) is not None
-            end, _ = self._open(messages, 1)
-        assert end == len(messages)
-        self.count += len(messages)
+    def link_runs(self, link: Any, runs: Sequence[Run]) -> None:
+        for run in runs:
+            opened = len(self._open(run))
+            if opened == 0:  # the first one ever: its key has to be derived
+                assert self._open_first(run.header, run.bodies[0]) is not None
+                opened = 1 + len(self._open(run.after(1)))
+            assert opened == len(run.bodies)
+            self.count += opened
 
 
 def _sessions() -> tuple[Session, Session, HeaderCodec]:

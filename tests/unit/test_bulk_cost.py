@@ -10,7 +10,7 @@ import sys
 from uservpn.runtime.chunks import joined
 from uservpn.tunnel.events import Data
 from uservpn.wire.constants import Kind
-from world import BASE, KEY, Member, pair
+from world import BASE, KEY, Member, in_runs, pair
 
 CHUNK = 64 * 1024
 CHUNKS = 32
@@ -117,12 +117,13 @@ def test_calls_per_datagram_stay_within_their_budget():
     ]
     sink = Member(world, 1, {}, 1000, (KEY,))
     sink.node.link_up(5, "udp", 1424, "udp://x", world.now, size_base=BASE)
+    runs = [in_runs(sent[start : start + 44]) for start in range(0, len(sent), 44)]
     got = 0
 
     def receive() -> None:
         nonlocal got
         for start in range(0, len(sent), 44):
-            sink.node.receive_batch(5, sent[start : start + 44], world.now)
+            sink.node.receive_batch(5, runs[start // 44], world.now)
             for event in joined(sink.node.take_events(world.now)):
                 if type(event) is Data:
                     got += len(event.chunk)

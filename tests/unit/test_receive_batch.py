@@ -11,7 +11,7 @@ from uservpn.runtime.chunks import JOIN_MAX, JOINED_COUNT, joined
 from uservpn.tunnel.events import Data, Finished, Opened
 from uservpn.tunnel.stream import Stream
 from uservpn.wire.constants import HEADER_SIZE, Kind
-from world import BASE, Member, pair
+from world import BASE, Member, in_runs, pair
 
 
 def _messages_of_a_client() -> tuple:
@@ -75,7 +75,7 @@ class Sink:
             if batch == 1:
                 self.node.receive(5, *opened[0], self.now)
             else:
-                self.node.receive_batch(5, opened, self.now)
+                self.node.receive_batch(5, in_runs(opened), self.now)
             for event in self.node.take_events(self.now):
                 self.member.handle(event)
             self.node.next_deadline()

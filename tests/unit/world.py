@@ -21,7 +21,7 @@ from uservpn.node.options import (
 )
 from uservpn.tunnel.events import Data, Finished, Offered, Opened, Reset, Room
 from uservpn.tunnel.path import Path
-from uservpn.wire.header import HeaderCodec
+from uservpn.wire.header import HeaderCodec, Run
 from uservpn.wire.keys import KeyRing
 
 KEY = bytes(range(32))
@@ -35,6 +35,20 @@ def take(tunnel, room: int, size_max: int, now: float):
     if not tunnel.outbox.paths:
         tunnel.path_up(Path(1), False)
     return tunnel.take_messages(room, size_max, tunnel.outbox.paths[0], now)
+
+
+def in_runs(messages) -> list[Run]:
+    """(Header, payload)s as a link hands them on."""
+    runs: list[Run] = []
+    for header, body in messages:
+        if runs:
+            first, bodies = runs[-1]
+            number = first.number + len(bodies)
+            if header == first._replace(number=number, associated=header.associated):
+                runs[-1] = Run(first, [*bodies, body])
+                continue
+        runs.append(Run(header, [body]))
+    return runs
 
 
 class Member:

@@ -16,7 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from uservpn.kit.endpoint import Endpoint
 from uservpn.types import Buffer, LinkId
-from uservpn.wire.header import Header, HeaderCodec
+from uservpn.wire.header import Header, HeaderCodec, Run
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class LinkOwner(Protocol):
     def link_message(self, link: Link, header: Header, body: Buffer) -> None:
         """A message with a genuine header; `body` is valid until this returns."""
 
-    def link_messages(self, link: Link, messages: Sequence[tuple[Header, Buffer]]) -> None:
+    def link_runs(self, link: Link, runs: Sequence[Run]) -> None:
         """As `link_message`, for all that one read has brought: costs less for each."""
 
     def link_progress(self, link: Link) -> None:

@@ -24,9 +24,8 @@ from uservpn.kit.endpoint import Endpoint
 from uservpn.links import gso
 from uservpn.links.base import LinkCaps, LinkOwner
 from uservpn.links.udp_socket import (
-    BUFFER_SIZE,
-    BUFFER_START,
     Address,
+    Landing,
     UdpLink,
     UdpSocket,
     endpoint_text,
@@ -65,7 +64,7 @@ class UdpPlugin:
     scheme = "udp"
 
     def __init__(self) -> None:
-        self.view = memoryview(bytearray(BUFFER_START))
+        self.landing = Landing()
         self._listening: list[UdpSocket] = []
         self._dialling: dict[int, UdpSocket] = {}
         self._unproved: dict[UdpLink, None] = {}  # oldest first
@@ -149,10 +148,6 @@ class UdpPlugin:
         self._dialling.clear()
 
     # --- Acceptor --------------------------------------------------------------------------------
-
-    def grow(self) -> None:
-        """A larger buffer from the next read on."""
-        self.view = memoryview(bytearray(BUFFER_SIZE))
 
     def accept(self, sock: UdpSocket, address: Address) -> UdpLink:
         """A genuine message came from an unknown address."""

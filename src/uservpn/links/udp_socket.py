@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from sys import byteorder
 from typing import Any, Final, Protocol
 
+from uservpn.kit.series import COUNT_MAX
 from uservpn.links import gso
 from uservpn.links.base import LinkCaps, LinkOwner
 from uservpn.links.knock import Knock
 from uservpn.types import Buffer, LinkId
 from uservpn.wire.constants import HEADER_SIZE, KIB, MIB, TAG_SIZE
-from uservpn.wire.header import Header, HeaderCodec
+from uservpn.wire.header import HeaderCodec, Run
 
 log: Final = logging.getLogger("uservpn")
 ROOM: Final = 256 * KIB
@@ -34,6 +35,10 @@ DATAGRAM_MAX: Final = 65_535
 BUFFER_START: Final = DATAGRAM_MAX + 1
 BUFFER_SIZE: Final = 4 * BUFFER_START
 """Read into by all sockets of a node, in turns; grows with the first large read."""
+GRIDS_MAX: Final = 4
+"""Sizes of datagrams for which views of the buffer are kept."""
+RUN_MIN: Final = 4
+"""Fewer datagrams of one read are opened one by one: opening them together has its own cost."""
 TURN_SIZE: Final = MIB
 """Bytes read before the event loop has its turn."""
 TURN_COUNT: Final = 256
@@ -53,7 +58,6 @@ _NO_SEGMENTS: Final = frozenset({errno.EIO, errno.EINVAL, errno.EOPNOTSUPP, errn
 
 Address = tuple[Any, ...]
 """As the socket module has it: host, port, and for IPv6 flow and scope."""
-Messages = list[tuple[Header, Buffer]]
 
 
 @dataclass(slots=True)
@@ -68,6 +72,53 @@ class Counters:
     """Larger than what the local interface takes."""
     errors: int = 0
     """Reads that failed."""
+
+
+class Landing:
+    """Where all sockets of a node read into, in turns."""
+
+    def __init__(self) -> None:
+        self._grids: dict[int, list[Buffer]] = {}
+        self._resize(BUFFER_START)
+
+    def grow(self) -> None:
+        """Many reads, or large ones, are worth more room; what lies here is lost."""
+        if len(self.view) < BUFFER_SIZE:
+            self._resize(BUFFER_SIZE)
+
+    def bodies(self, start: int, segment: int, count: int) -> list[Buffer]:
+        """The payloads of so many datagrams of one size that lie side by side.
+
+        Bursts lie at the same places again and again: those views are made once.
+        """
+        index, off = divmod(start, segment)
+        if off:
+            return self._cut(start, segment, count)
+        grid = self._grids.get(segment)
+        if grid is None:
+            if len(self._grids) >= GRIDS_MAX:
+                self._grids.clear()
+            grid = self._grids[segment] = self._cut(0, segment, len(self.view) // segment)
+        return grid[index : index + count]
+
+    def _cut(self, start: int, segment: int, count: int) -> list[Buffer]:
+        places = range(start, start + count * segment, segment)
+        return [self.view[at + HEADER_SIZE : at + segment] for at in places]
+
+    def _resize(self, size: int) -> None:
+        self.view = memoryview(bytearray(size))
+        self.last = size - DATAGRAM_MAX
+        """A read that begins there still has room for any datagram."""
+        self._grids.clear()
+
+
+@dataclass(slots=True)
+class Stretch:
+    """Datagrams that lie side by side, all of `segment` bytes but a shorter last one."""
+
+    start: int
+    end: int
+    segment: int
 
 
 class UdpLink:
@@ -159,11 +210,7 @@ class UdpLink:
 class Acceptor(Protocol):
     """Makes links of genuine datagrams from new addresses."""
 
-    view: memoryview
-    """Room for reads, BUFFER_START bytes at least."""
-
-    def grow(self) -> None:
-        """Large reads are worth a larger `view`."""
+    landing: Landing
 
     def accept(self, sock: UdpSocket, address: Address) -> UdpLink:
         """A new link, known to its owner."""
@@ -198,6 +245,7 @@ class UdpSocket:
         self.is_wildcard = self.host in ("0.0.0.0", "::")
         self._note_kind = gso.tell_destinations(sock) if self.is_wildcard else 0
         self._acceptor = acceptor
+        self._landing = acceptor.landing
         self._sock = sock
         self._sendmsg = sock.sendmsg
         self._recvmsg_into = sock.recvmsg_into
@@ -348,77 +396,86 @@ class UdpSocket:
     # --- in --------------------------------------------------------------------------------------
 
     def _on_readable(self) -> None:
-        """Reads what is there; messages of one link are handed on together."""
-        acceptor = self._acceptor
-        view = acceptor.view
-        size_max = len(view) - DATAGRAM_MAX
+        """Reads what is there; datagrams that came from one address are handed on together."""
+        landing = self._landing
+        came: list[Stretch] = []
+        source: tuple[Address, bytes] | None = None
         position = total = 0
-        link: UdpLink | None = None
-        sender: Address | None = None
-        messages: Messages = []
         for turn in range(TURN_COUNT):
             try:
                 size, ancillary, _, address = self._recvmsg_into(
-                    (view[position:],), _ANCILLARY_SIZE
+                    (landing.view[position:],), _ANCILLARY_SIZE
                 )
             except BlockingIOError:
                 break
             except OSError as error:
                 self._not_read(error)
                 break
-            if address != sender:
-                if link is not None and messages:
-                    link.owner.link_messages(link, messages)
-                    messages = []
-                sender = address
-                link = self.links.get(address)
-            note = b""
-            segment = size
+            note, segment = b"", size or 1
             for _, kind, data in ancillary:
                 if kind == gso.UDP_GRO:
-                    segment = int.from_bytes(data[:4], byteorder)
+                    segment = int.from_bytes(data[:4], byteorder) or segment
                 elif kind == self._note_kind:
                     note = data
-            self._open(view[position : position + size], segment, messages)
-            if messages:
-                if link is None:
-                    link = acceptor.accept(self, address)
-                if note != link.note and not link.is_dialled:
-                    self._note_local(link, note)
-                link.bytes_in += size
-                link.heard()
-            position += size
+            if source != (address, note):
+                self._hand_on(source, came)
+                source, came = (address, note), []
+            last = came[-1] if came else None
+            if last is not None and last.segment == segment and last.end == position:
+                last.end += size
+            else:
+                came.append(Stretch(position, position + size, segment))
+            position += -(-size // segment) * segment  # behind a shorter one, too: on the grid
             total += size
-            if position > size_max or total > TURN_SIZE:
-                if link is not None and messages:
-                    link.owner.link_messages(link, messages)
-                    messages = []
+            if position > landing.last or total > TURN_SIZE:
+                self._hand_on(source, came)
+                came = []
                 if total > TURN_SIZE or self._is_closed:
                     break
-                if len(view) < BUFFER_SIZE and (size >= BUFFER_START // 4 or turn >= TURN_MANY):
-                    acceptor.grow()
-                    view = acceptor.view
-                    size_max = len(view) - DATAGRAM_MAX
+                if size >= BUFFER_START // 4 or turn >= TURN_MANY:
+                    landing.grow()
                 position = 0
-        if link is not None and messages:
-            link.owner.link_messages(link, messages)
+        self._hand_on(source, came)
 
-    def _open(self, data: memoryview, segment: int, messages: Messages) -> None:
-        """Appends the genuine messages in what one read has brought."""
-        open_header = self.codec.open
-        append = messages.append
-        total = len(data)
-        if segment <= 0:
-            segment = total or 1
-        for start in range(0, total, segment):
-            body = start + HEADER_SIZE
-            end = start + segment
-            if end > total:
-                end = total
-            if end - start >= MESSAGE_MIN:
-                header = open_header(data[start:body])
-                if header is not None and header.length == end - body:
-                    append((header, data[body:end]))
+    def _hand_on(self, source: tuple[Address, bytes] | None, came: Sequence[Stretch]) -> None:
+        """The genuine messages in what has come from there, to their link."""
+        runs: list[Run] = []
+        for stretch in came:
+            self._open(stretch, runs)
+        if source is None or not runs:
+            return
+        address, note = source
+        link = self.links.get(address) or self._acceptor.accept(self, address)
+        if note != link.note and not link.is_dialled:
+            self._note_local(link, note)
+        link.bytes_in += sum(stretch.end - stretch.start for stretch in came)
+        link.heard()
+        link.owner.link_runs(link, runs)
+
+    def _open(self, stretch: Stretch, runs: list[Run]) -> None:
+        """Appends the genuine messages."""
+        landing, codec, segment = self._landing, self.codec, stretch.segment
+        start, end = stretch.start, stretch.end
+        while (count := min((end - start) // segment, COUNT_MAX)) >= RUN_MIN:
+            if segment < MESSAGE_MIN:
+                break
+            opened = codec.open_runs(landing.view[start:], count, segment)
+            if opened is None:
+                break
+            bodies = landing.bodies(start, segment, count)
+            start += count * segment
+            for header, length in opened:
+                if header.length == segment - HEADER_SIZE:
+                    runs.append(Run(header, bodies[:length]))
+                else:
+                    self.counters.foreign += length
+                bodies = bodies[length:]
+        for at in range(start, end, segment):
+            body, behind = at + HEADER_SIZE, min(end, at + segment)
+            if behind - at >= MESSAGE_MIN:
+                single = codec.open(landing.view[at:body])
+                if single is not None and single.length == behind - body:
+                    runs.append(Run(single, (landing.view[body:behind],)))
                     continue
             self.counters.foreign += 1
 

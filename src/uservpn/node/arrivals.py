@@ -23,7 +23,7 @@ from uservpn.node.relaying import Relaying
 from uservpn.node.table import Peer, Table
 from uservpn.types import Buffer, LinkId, NodeId
 from uservpn.wire.constants import CLAIMED_KINDS, FLAG_BOUND, Kind
-from uservpn.wire.header import Header
+from uservpn.wire.header import Header, Run
 
 
 class Arrivals:
@@ -81,27 +81,26 @@ class Arrivals:
         if session.peer_boot != boot:
             self._boots.new_boot(peer, boot)
         self.act(peer, link, header, payload, now)
-        entry = self._table.links.get(link)
-        if boot and boot != session.peer_boot and entry is not None and entry.peer is peer:
-            self._table.probe(peer, link, now)  # what was measured and asked was the old one
+        if boot and boot != session.peer_boot:  # what was measured and asked was the old one
+            entry = self._table.links.get(link)
+            if entry is not None and entry.peer is peer:
+                self._table.probe(peer, link, now)
 
-    def receive_batch(
-        self, link: LinkId, messages: Sequence[tuple[Header, Buffer]], now: float
-    ) -> None:
-        """As `receive` for each, at less cost: what the first message of a peer told need not be told again.
+    def receive_batch(self, link: LinkId, runs: Sequence[Run], now: float) -> None:
+        """As `receive` for each message, at less cost: what a peer's first one told need not be told again.
 
         That is whose link it is, that it was heard, and how long its stamps were under way.
         """
-        index, count = 0, len(messages)
-        while index < count:
-            header, body = messages[index]
-            self.receive(link, header, body, now)
-            index += 1
-            entry = self._table.links.get(link)
-            if index == count or entry is None or entry.peer is None or entry.state is None:
-                continue
-            if entry.state.heard_at == now:
-                index = self._receive_run(entry.peer, link, entry.is_lossy, messages, index, now)
+        for run in runs:
+            left, rest = len(run.bodies), run
+            while left:
+                done = self._receive_run(link, rest, now)
+                if not done:
+                    self.receive(link, rest.header, rest.bodies[0], now)
+                    done = 1
+                left -= done
+                if left:
+                    rest = rest.after(done)
 
     def hear_rival(self, peer: Peer, now: float) -> None:
         """Another boot of the peer waits: if the known one is gone, what it said is heard."""
@@ -149,29 +148,21 @@ class Arrivals:
 
     # --- inside ----------------------------------------------------------------------------------
 
-    def _receive_run(
-        self,
-        peer: Peer,
-        link: LinkId,
-        is_lossy: bool,
-        messages: Sequence[tuple[Header, Buffer]],
-        index: int,
-        now: float,
-    ) -> int:
-        """Tunnel messages of a peer that was just heard; returns where they end."""
-        index, opened = peer.session.open_run(messages, index)
-        run: list[bytes] = []
-        for kind, payload in opened:
-            if kind == Kind.DATA:
-                run.append(payload)
-                continue
-            if run:
-                self._act_run(peer, link, run, is_lossy, now)
-                run = []
-            self._act_tunnel(peer, link, kind, payload, is_lossy, now)
-        if run:
-            self._act_run(peer, link, run, is_lossy, now)
-        return index
+    def _receive_run(self, link: LinkId, run: Run, now: float) -> int:
+        """Tunnel messages of a peer that was just heard on its link; how many of the run's were."""
+        entry = self._table.links.get(link)
+        if entry is None or entry.peer is None or entry.state is None:
+            return 0
+        if entry.state.heard_at != now:
+            return 0
+        peer = entry.peer
+        payloads = peer.session.open_run(run)
+        if run.header.kind == Kind.DATA and payloads:
+            self._act_run(peer, link, payloads, entry.is_lossy, now)
+        else:
+            for payload in payloads:
+                self._act_tunnel(peer, link, run.header.kind, payload, entry.is_lossy, now)
+        return len(payloads)
 
     def _act_tunnel(
         self, peer: Peer, link: LinkId, kind: int, payload: bytes, is_lossy: bool, now: float

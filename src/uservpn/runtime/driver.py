@@ -35,7 +35,7 @@ from uservpn.runtime.pump import Pump
 from uservpn.tunnel.events import Data, Finished, Offered, Opened, Reset, Room
 from uservpn.tunnel.stream import Stream, StreamOwner
 from uservpn.types import Buffer, LinkId, NodeId
-from uservpn.wire.header import Header
+from uservpn.wire.header import Header, Run
 
 log: Final = logging.getLogger("uservpn")
 _EPSILON_S: Final = 0.002
@@ -218,12 +218,12 @@ class Driver:
         self.node.receive(link.id, header, body, now)
         self.kick()
 
-    def link_messages(self, link: Link, messages: Sequence[tuple[Header, Buffer]]) -> None:
+    def link_runs(self, link: Link, runs: Sequence[Run]) -> None:
         """Messages with genuine headers: one look at the clock and one flush for all."""
         now = monotonic()
         if now - self._wall_at > _CLOCKS_S:
             self._look_at_clocks(now)
-        self.node.receive_batch(link.id, messages, now)
+        self.node.receive_batch(link.id, runs, now)
         self.kick()
 
     def link_progress(self, link: Link) -> None:

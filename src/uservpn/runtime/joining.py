@@ -14,7 +14,7 @@ from uservpn.node.door import unpack_numbers
 from uservpn.runtime.clock import random_bytes
 from uservpn.types import Buffer, LinkId, NodeId
 from uservpn.wire.constants import FLAG_BOUND, STAMP_MASK, Kind
-from uservpn.wire.header import Header, HeaderCodec
+from uservpn.wire.header import Header, HeaderCodec, Run
 from uservpn.wire.keys import KeyRing
 from uservpn.wire.session import Session
 
@@ -99,9 +99,10 @@ class _Newcomer:
         if numbers is not None:
             self.numbers.set_result(numbers)
 
-    def link_messages(self, link: Link, messages: Sequence[tuple[Header, Buffer]]) -> None:
-        for header, body in messages:
-            self.link_message(link, header, body)
+    def link_runs(self, link: Link, runs: Sequence[Run]) -> None:
+        for run in runs:
+            for header, body in run.messages():
+                self.link_message(link, header, body)
 
     def link_closed(self, link: Link, reason: str) -> None:
         if not self.numbers.done():

@@ -68,11 +68,12 @@ class Outbox:
         start = self.next_seq
         flight = Flight(path, now, start, None)
         kept: list[Buffer | None] = [*payloads]
-        self._slabs.append(Slab(start, kept, size, flight))
+        slab = Slab(start, kept, size, flight)
+        self._slabs.append(slab)
         self._starts.append(start)
-        self.next_seq = start + len(payloads)
+        self.next_seq = start + slab.left
         self.size += size
-        path.sends(flight, size, len(payloads), now)
+        path.sends(flight, size, slab.left, now)
 
     def take_resends(self, room: int, size_max: int, path: Path, now: float) -> list[Buffer]:
         """Messages to send again over `path`, while `room` bytes last."""

@@ -16,10 +16,12 @@ number never repeat together.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 from cryptography.exceptions import InvalidTag
 
+from uservpn.kit.series import ones, series
 from uservpn.types import Buffer
 from uservpn.wire.constants import (
     ASSOCIATED_SIZE,
@@ -36,6 +38,12 @@ _pack: Final = FIELDS.pack
 _unpack: Final = FIELDS.unpack
 _new: Final = tuple.__new__
 NO_STAMP: Final = b"\0\0\0"
+NUMBER_AT: Final = 15
+"""Where the number begins in the fields."""
+_HALF: Final = FIELDS_SIZE // 2
+NUMBER_STEP: Final = 1 << 8 * (FIELDS_SIZE - ASSOCIATED_SIZE)
+"""One more in the number, in the fields' second half, which holds all but its highest byte."""
+_NUMBERS: Final = 1 << 8 * (ASSOCIATED_SIZE - _HALF)
 _DATAGRAM: Final = [b"uservpn datagram"]
 """Associated data: nothing sealed so opens as a header, nor the other way round."""
 
@@ -62,6 +70,26 @@ class Header(NamedTuple):
     """Which of the keys opened it."""
 
 
+class Run(NamedTuple):
+    """Messages whose headers differ in nothing but the number, which is one more from each to the next."""
+
+    header: Header
+    """Of the first one."""
+    bodies: Sequence[Buffer]
+
+    def messages(self) -> Iterator[tuple[Header, Buffer]]:
+        """Header and payload of each."""
+        for index, body in enumerate(self.bodies):
+            yield self.after(index).header if index else self.header, body
+
+    def after(self, count: int) -> Run:
+        """What is left behind the first `count` messages, which are not all."""
+        header = self.header
+        number = header.number + count
+        associated = header.associated[:NUMBER_AT] + number.to_bytes(6, "big")
+        return Run(header._replace(number=number, associated=associated), self.bodies[count:])
+
+
 def pack_fields(
     kind_flags: int,
     origin: int,
@@ -84,6 +112,25 @@ def pack_fields(
         NO_STAMP,
         NO_STAMP,
     )
+
+
+def run_max(number: int) -> int:
+    """How many headers, of messages from `number` on, differ in the fields' second half only."""
+    return _NUMBERS - number % _NUMBERS
+
+
+def _alike(firsts: bytes, seconds: bytes) -> int:
+    """How many headers, from the first on, are a run, by the halves of their fields."""
+    head = int.from_bytes(seconds[:_HALF], "big")
+    count = min(len(seconds) // _HALF, _NUMBERS - head // NUMBER_STEP)
+    size = count * _HALF
+    same = int.from_bytes(firsts[:_HALF], "big") * ones(count, _HALF)
+    counted = series(head, NUMBER_STEP, count, _HALF)
+    other = int.from_bytes(firsts[:size], "big") ^ same
+    other |= int.from_bytes(seconds[:size], "big") ^ counted
+    return count - -(
+        -other.bit_length() // (8 * _HALF)
+    )  # the highest bit is of the first other one
 
 
 class HeaderCodec:
@@ -127,9 +174,46 @@ class HeaderCodec:
                 self.stranger_count += 1
                 return None
             fields, slot = other
+        header = self._header(fields, slot)
+        if header is None:
+            self.stranger_count += 1
+        return header
+
+    def seal_run(self, fields: bytes, count: int) -> list[bytes]:
+        """Headers of a run that begins with these fields; see `run_max` for how long it may be."""
+        return self._sivs[0].seal_run(fields, NUMBER_STEP, count)
+
+    def open_runs(self, data: Buffer, count: int, apart: int) -> list[tuple[Header, int]] | None:
+        """`count` headers (at most COUNT_MAX), one every `apart` bytes, as runs: the first one, how many.
+
+        None: not all of them open with one key. `open` tells which do.
+        """
+        for slot, siv in enumerate(self._sivs):
+            halves = siv.open_all(data, count, apart)
+            if halves is not None:
+                return self._runs(*halves, count, slot)
+        return None
+
+    def _runs(
+        self, firsts: bytes, seconds: bytes, count: int, slot: int
+    ) -> list[tuple[Header, int]] | None:
+        """The fields' halves of `count` headers as runs; None: one of them is absurd."""
+        runs: list[tuple[Header, int]] = []
+        start = 0
+        while start < count:
+            first, second = firsts[_HALF * start :], seconds[_HALF * start :]
+            header = self._header(first[:_HALF] + second[:_HALF], slot)
+            if header is None:
+                return None
+            length = _alike(first, second)
+            runs.append((header, length))
+            start += length
+        return runs
+
+    def _header(self, fields: bytes, slot: int) -> Header | None:
+        """The fields of a genuine header; None: absurd ones."""
         mixed, origin, destination, length, boot, low, t0, t1, t2 = _unpack(fields)
         if length > PAYLOAD_SIZE_MAX or not 0 < origin < 255 or not 0 < destination < 255:
-            self.stranger_count += 1
             return None
         return _new(  # what Header(...) does, without the call in Python
             Header,

@@ -12,13 +12,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM, AESSIV, ChaCha20Poly1305
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from uservpn.errors import UsageError
 from uservpn.types import Buffer
 from uservpn.wire.constants import KEY_SIZE
+from uservpn.wire.siv import HeaderSiv
 
 
 class Cipher(Protocol):
@@ -39,6 +40,15 @@ class HeaderCipher(Protocol):
 
     def decrypt(self, data: Buffer, associated_data: list[bytes] | None, /) -> bytes:
         """The fields."""
+
+    def seal_run(self, fields: bytes, step: int, count: int) -> list[bytes]:
+        """`count` headers: the fields' second half, as a number, grows by `step` from each to the next."""
+
+    def open_all(self, sealed: Buffer, count: int, apart: int) -> tuple[bytes, bytes] | None:
+        """First halves and second halves of the fields of `count` headers, one every `apart` bytes.
+
+        None: they do not open, or not all.
+        """
 
 
 class Ring(Protocol):
@@ -70,7 +80,7 @@ class KeyRing:
         if not keys or any(len(key) != KEY_SIZE for key in keys):
             raise UsageError(f"keys must be {KEY_SIZE} bytes each, and at least one")
         self._keys = tuple(keys)
-        self.sivs = tuple(AESSIV(_derive(key, 64, b"uservpn header")) for key in keys)
+        self.sivs = tuple(HeaderSiv(_derive(key, 64, b"uservpn header")) for key in keys)
 
     def __repr__(self) -> str:
         """Tells how many keys there are, never what they are."""

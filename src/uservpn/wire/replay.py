@@ -19,13 +19,15 @@ class ReplayWindow:
     Memory: 8 bytes a slot, 64 slots at first, doubled as numbers grow, at most `size_max`.
     """
 
-    __slots__ = ("_mask", "_ring", "_shift", "_size_max")
+    __slots__ = ("_mask", "_ring", "_shift", "_size_max", "top")
 
     def __init__(self, size_max: int = WINDOW_MAX) -> None:
         self._size_max = size_max
         self._ring = array("Q", bytes(8 * WINDOW_START))
         self._mask = WINDOW_START - 1
         self._shift = WINDOW_START.bit_length() - 1
+        self.top = 0
+        """Behind the highest number that was admitted: whatever is not below it is new."""
 
     def is_new(self, number: int) -> bool:
         """Would `number` be admitted? Changes nothing: ask before the payload is proved genuine."""
@@ -38,9 +40,26 @@ class ReplayWindow:
         if self._ring[slot] > generation:
             return False
         self._ring[slot] = generation + 1
+        if number >= self.top:
+            self.top = number + 1
         if generation >= 4 and self._mask + 1 < self._size_max:
             self._double()
         return True
+
+    def admit_run(self, number: int, count: int) -> None:
+        """As `admit` for so many from `number` on, which is not below `top`."""
+        end = number + count
+        while number < end:
+            generation = number >> self._shift
+            if generation >= 4 and self._mask + 1 < self._size_max:
+                self.admit(number)  # doubles
+                number += 1
+                continue
+            slot = number & self._mask
+            size = min(end - number, self._mask + 1 - slot)
+            self._ring[slot : slot + size] = array("Q", (generation + 1,)) * size
+            number += size
+        self.top = end
 
     def _double(self) -> None:
         """Twice the slots; what the old ring called seen stays seen."""

@@ -9,11 +9,13 @@ carries its full wall-clock time inside the sealed payload instead; the caller j
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 from cryptography.exceptions import InvalidTag
 
+from uservpn.kit.series import COUNT_MAX, records
 from uservpn.types import Buffer
 from uservpn.wire.constants import (
     ASSOCIATED_SIZE,
@@ -25,11 +27,14 @@ from uservpn.wire.constants import (
     TAG_SIZE,
     Kind,
 )
-from uservpn.wire.header import FIELDS, NO_STAMP, Header, HeaderCodec
+from uservpn.wire.header import FIELDS, NO_STAMP, NUMBER_AT, Header, HeaderCodec, Run, run_max
 from uservpn.wire.keys import Cipher, Ring
 from uservpn.wire.replay import ReplayWindow
 
 _pack: Final = FIELDS.pack
+RUN_MIN: Final = 8
+"""Fewer messages are sealed one by one: a run has its own cost."""
+NONCE_SIZE: Final = 12
 TIME_SIZE: Final = 8
 """Bytes in front of the payload of a first contact."""
 
@@ -56,6 +61,7 @@ class Session:
         "_peer_boot_bytes",
         "_ring",
         "_seal_header",
+        "_seal_headers",
         "_window",
         "first_boot",
         "forged_count",
@@ -81,6 +87,7 @@ class Session:
         self._flags = FLAG_CHACHA if chacha else 0
         self._encrypt = ring.payload(0, me, boot, peer, chacha).encrypt
         self._seal_header = codec.seal_fields
+        self._seal_headers = codec.seal_run
         self._aeads_in: dict[tuple[int, int, int], Cipher] = {}
         self._window = ReplayWindow()
         self.replayed_count = 0
@@ -124,15 +131,20 @@ class Session:
         return self._seal_header(fields, None), body
 
     def seal_batch(
-        self, messages: Iterable[tuple[int, Buffer]], stamp: bytes, wall_ms: int, hops: int = 0
+        self, messages: Sequence[tuple[int, Buffer]], stamp: bytes, wall_ms: int, hops: int = 0
     ) -> list[bytes]:
-        """As `seal` for many (kind, payload): headers and sealed payloads in turn, at less cost for each."""
+        """As `seal` for many (kind, payload): headers and sealed payloads in turn.
+
+        Neighbours of one kind and length differ in their numbers only, and cost less.
+        """
         out: list[bytes] = []
         bound_to = self._peer_boot_bytes
         if not bound_to:
             for kind, payload in messages:
                 out += self.seal(kind, payload, stamp, wall_ms, 0, hops)
             return out
+        if len(messages) >= RUN_MIN:
+            return self._seal_runs(messages, stamp, hops)
         flags = self._flags | FLAG_BOUND
         me, peer, my_boot, number = self._me, self.peer, self._my_boot, self._number
         pack, seal_header, encrypt = _pack, self._seal_header, self._encrypt
@@ -148,6 +160,44 @@ class Session:
         self._number = number
         return out
 
+    def _seal_runs(
+        self, messages: Sequence[tuple[int, Buffer]], stamp: bytes, hops: int
+    ) -> list[bytes]:
+        """As `seal_batch`, where some may be of one kind and length."""
+        out: list[bytes] = []
+        kinds, payloads = zip(*messages, strict=True)
+        sizes = list(map(len, payloads))
+        index, count = 0, len(messages)
+        while index < count:
+            kind, size = kinds[index], sizes[index]
+            most = min(count, index + COUNT_MAX, index + run_max(self._number))
+            end = index + 1
+            while end < most and sizes[end] == size and kinds[end] == kind:
+                end += 1
+            if end - index < RUN_MIN:
+                out += self.seal_batch(messages[index:end], stamp, 0, hops)
+            else:
+                out += self._seal_run(kind, payloads[index:end], stamp, hops)
+            index = end
+        return out
+
+    def _seal_run(
+        self, kind: int, payloads: Sequence[Buffer], stamp: bytes, hops: int
+    ) -> list[bytes]:
+        """Headers and sealed payloads, in turn, of messages of one kind and length."""
+        number, count = self._number, len(payloads)
+        assert number + count <= NUMBER_MAX, "a nonce would repeat"
+        self._number = number + count
+        fields = _pack(
+            self._flags | FLAG_BOUND | kind, self._me, self.peer, len(payloads[0]) + TAG_SIZE,
+            self._my_boot, number << 16 | hops, stamp, NO_STAMP, NO_STAMP,
+        )  # fmt: skip
+        nonces, known = _counted(number, fields[:NUMBER_AT], self._peer_boot_bytes, count)
+        out: list[bytes] = [b""] * (2 * count)
+        out[0::2] = self._seal_headers(fields, count)
+        out[1::2] = map(self._encrypt, nonces, payloads, known)
+        return out
+
     def open_bound(self, header: Header, body: Buffer) -> bytes | None:
         """The payload of a message bound to our boot; None: stale, replayed or forged.
 
@@ -159,7 +209,7 @@ class Session:
             if boot < self.peer_boot:
                 self.replayed_count += 1
                 return None
-        elif not self._window.is_new(number):
+        elif number < self._window.top and not self._window.is_new(number):
             self.replayed_count += 1
             return None
         payload = self._decrypt(header, body, header.associated + self._my_boot_bytes)
@@ -170,43 +220,33 @@ class Session:
         self._window.admit(number)
         return payload
 
-    def open_run(
-        self, messages: Sequence[tuple[Header, Buffer]], start: int
-    ) -> tuple[int, list[tuple[int, bytes]]]:
-        """As `open_bound` for (kind, payload) of DATA and SINK from `start` on, at less cost for each.
+    def open_run(self, run: Run) -> list[bytes]:
+        """As `open_bound` for a run of DATA or SINK, at less cost for each.
 
-        Ends, and says where, before the first that is of another kind or boot, relayed, under another key,
-        seen before or does not open: that one is the caller's.
+        Ends before the first that does not open. None is opened if they are of another boot, relayed, or
+        not all of them above every number that came before: those are for `open_bound`.
         """
-        opened: list[tuple[int, bytes]] = []
-        header = messages[start][0]
-        slot, chacha, boot = header.slot, header.flags & FLAG_CHACHA, self.peer_boot
-        aead = self._aeads_in.get((slot, boot, chacha))
-        if aead is None:
-            return start, opened
-        decrypt, mine, window = aead.decrypt, self._my_boot_bytes, self._window
-        ends, wanted = (self.peer, self._me), FLAG_BOUND | chacha
-        index = start
-        for header, body in messages[start:]:
-            kind, flags, origin, destination, _, of, number, hop1, _, _, _, _, known, key = header
-            if (
-                of != boot
-                or kind > Kind.SINK
-                or (origin, destination) != ends
-                or flags != wanted
-                or hop1
-                or key != slot
-                or not window.is_new(number)
-            ):
-                break
-            try:
-                payload = decrypt(number.to_bytes(12, "big"), body, known + mine)
-            except InvalidTag:
-                break
-            window.admit(number)
-            opened.append((kind, payload))
-            index += 1
-        return index, opened
+        header = run.header
+        number, count = header.number, len(run.bodies)
+        chacha = header.flags & FLAG_CHACHA
+        aead = self._aeads_in.get((header.slot, header.boot, chacha))
+        opened: list[bytes] = []
+        if (
+            aead is None
+            or header.kind > Kind.SINK
+            or header.flags != FLAG_BOUND | chacha
+            or (header.origin, header.destination) != (self.peer, self._me)
+            or header.hop1
+            or header.boot != self.peer_boot
+            or number < self._window.top
+        ):
+            return opened
+        nonces, known = _counted(number, header.associated[:NUMBER_AT], self._my_boot_bytes, count)
+        with suppress(InvalidTag):  # what was opened before it stays in the list
+            opened.extend(map(aead.decrypt, nonces, run.bodies, known))
+        if opened:
+            self._window.admit_run(number, len(opened))
+        return opened
 
     def open_first(self, header: Header, body: Buffer) -> FirstContact | None:
         """Opens a message that is not bound to our boot; changes nothing (see `accept_first`)."""
@@ -281,6 +321,20 @@ class Session:
         if known is None and len(self._aeads_in) < 8:  # two boots, two suites, a few keys
             self._aeads_in[key] = aead
         return payload
+
+
+def _counted(
+    number: int, before: bytes, boot: bytes, count: int
+) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
+    """Nonces and associated data of `count` messages from `number` on.
+
+    `before` stands in front of the number in their headers, `boot` is the one they are bound to.
+    """
+    known = int.from_bytes(before + number.to_bytes(6, "big") + boot, "big")
+    return (
+        records(number, 1, count, NONCE_SIZE),
+        records(known, 1 << 8 * len(boot), count, len(before) + 6 + len(boot)),
+    )
 
 
 def first_contact_is_fresh(sent_ms: int, wall_ms: int, started_ms: int) -> bool:
