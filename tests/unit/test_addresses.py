@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from uservpn.mesh.addresses import AGAIN_S, STAGGER_S, Dials, Networks, preferred
+from uservpn.mesh.addresses import AGAIN_S, STAGGER_S, Dials, Networks, Scope, preferred, scope_of
 from uservpn.mesh.contact import Contact, Dial, GiveUp, Probe
 from uservpn.mesh.liveness import HURRY_S, PUNCH_S
 from uservpn.mesh.records import EndpointKind, Known
@@ -68,6 +68,38 @@ def test_nobody_dials_himself():
     known = [Known(LOCAL, "udp://192.168.1.5:7000"), Known(LOCAL, "udp://192.168.1.6:7000")]
     order = preferred(known, Networks(["192.168.1.5/24"]), {"udp://192.168.1.5:7000"}, ())
     assert [place.endpoint for place in order] == ["udp://192.168.1.6:7000"]
+
+
+@pytest.mark.parametrize(
+    ("host", "scope"),
+    [
+        ("203.0.113.5", Scope.BEYOND),
+        ("10.0.0.5", Scope.BEYOND),
+        ("[2001:db8::5]", Scope.BEYOND),
+        ("[fd00::5]", Scope.BEYOND),
+        ("[::ffff:203.0.113.5]", Scope.BEYOND),
+        ("127.0.0.1", Scope.MACHINE),
+        ("127.8.9.10", Scope.MACHINE),
+        ("[::1]", Scope.MACHINE),
+        ("[::ffff:127.0.0.1]", Scope.MACHINE),
+        ("0.0.0.0", Scope.NOWHERE),
+        ("0.1.2.3", Scope.NOWHERE),
+        ("[::]", Scope.NOWHERE),
+        ("[::ffff:0.0.0.0]", Scope.NOWHERE),
+        ("224.0.0.1", Scope.NOWHERE),
+        ("[ff02::1]", Scope.NOWHERE),
+        ("240.0.0.1", Scope.NOWHERE),
+        ("255.255.255.255", Scope.NOWHERE),
+        ("169.254.169.254", Scope.NOWHERE),
+        ("[fe80::1]", Scope.NOWHERE),
+    ],
+)
+def test_how_far_an_address_reaches(host, scope):
+    assert scope_of(f"udp://{host}:7000") is scope
+
+
+def test_a_place_in_a_form_of_a_plugins_own_is_the_plugins_business():
+    assert scope_of("carrier pigeon") is Scope.BEYOND
 
 
 def test_networks_tell_versions_apart():

@@ -35,6 +35,55 @@ def _records(*records):
     return bytes((RECORDS,)) + packed([(record.encode(), 0) for record in records], 1100)[0]
 
 
+VOID = ("0.0.0.0", "224.0.0.1", "255.255.255.255", "169.254.169.254")
+"""Addresses where no other node can be."""
+
+
+def _dialled_for(client_servers, **more):
+    """What a client would dial for node 2, whose record names bad addresses beside a good one."""
+    hosts = (*VOID, "127.0.0.1", "203.0.113.2")
+    endpoints = tuple(Known(EndpointKind.FIXED, f"sim://{host}:9") for host in hosts)
+    world = World()
+    server = world.add(1)
+    client = world.add(7, client_servers, **more)
+    world.run(3)
+    _say(
+        world,
+        server,
+        Kind.GOSSIP,
+        _records(Record(2, 1000, roles=Role.SERVER, endpoints=endpoints)),
+    )
+    return client, client.node.peers[2].contact.endpoints
+
+
+def test_nobody_makes_a_node_dial_itself_or_an_address_of_nobody():
+    client, dialled = _dialled_for({1: ("sim://10.0.0.1:1",)})
+    assert dialled == ("sim://203.0.113.2:9",)
+    punched = client.node.reach.order(client.node.peers[2], [Known(3, "udp://127.0.0.1:53")])
+    assert not punched, "nor by a proposal to meet there"
+
+
+def test_a_mesh_on_one_machine_uses_its_loopback():
+    """Told by what the node's owner configured, by where it listens, or by a link to that peer."""
+    good = ("sim://127.0.0.1:9", "sim://203.0.113.2:9")
+    assert _dialled_for({1: ("sim://127.0.0.1:1",)})[1] == good
+    own = Record(7, 1000, endpoints=(Known(EndpointKind.FIXED, "sim://127.0.0.1:7"),))
+    assert _dialled_for({1: ("sim://10.0.0.1:1",)}, record=own)[1] == good
+    client, _ = _dialled_for({1: ("sim://10.0.0.1:1",)})
+    client.node.moved([], [], 3.0, is_on_loopback=True)
+    assert client.node.peers[2].contact.endpoints == good
+    client.node.moved([], [], 3.0)
+    assert client.node.peers[2].contact.endpoints == good[1:]
+    client.node.link_up(99, "sim", 1400, "sim://127.0.0.1:4000", 3.0, 2, "sim://203.0.113.2:9")
+    client.node.moved([], [], 3.0)
+    assert client.node.peers[2].contact.endpoints == good
+
+
+def test_what_the_owner_configures_is_dialled_wherever_it_is():
+    client, _ = _dialled_for({1: ("sim://10.0.0.1:1",), 2: ("sim://169.254.7.7:1",)})
+    assert client.node.peers[2].contact.endpoints == ("sim://169.254.7.7:1", "sim://203.0.113.2:9")
+
+
 @pytest.mark.parametrize("boot", [TOP, BOOT_MAX, BOOT_MAX - (1 << 32)])
 def test_a_boot_that_nothing_is_above_is_not_outdone(boot):
     world, client, server = pair()

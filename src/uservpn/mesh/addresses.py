@@ -12,6 +12,7 @@ and a dial that reaches somebody else is one that was not answered.
 
 from __future__ import annotations
 
+import enum
 import ipaddress
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ AGAIN_S: Final = 60.0
 """An endpoint that is not fixed and failed is left alone so long, then twice as long each time..."""
 AGAIN_MAX_S: Final = 3600.0
 """...up to this."""
+_THIS_NETWORK: Final = ipaddress.ip_network("0.0.0.0/8")
 
 
 class Networks:
@@ -72,6 +74,32 @@ def preferred(
         else:
             places.append((1 if place.kind == EndpointKind.FIXED else 3, place))
     return [place for _, place in sorted(places, key=lambda ranked: ranked[0])]
+
+
+class Scope(enum.Enum):
+    """How far an address reaches."""
+
+    NOWHERE = 0
+    """No other node is there: unspecified, multicast, broadcast, reserved; link-local, without its zone."""
+    MACHINE = 1
+    """Loopback: whoever dials it finds himself."""
+    BEYOND = 2
+
+
+def scope_of(endpoint: str) -> Scope:
+    """The scope of its address; what is no endpoint (a plug-in's own form) is the plug-in's business."""
+    try:
+        address = ipaddress.ip_address(Endpoint.parse(endpoint).host)
+    except ValueError:
+        return Scope.BEYOND
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    if address.is_loopback:
+        return Scope.MACHINE
+    is_void = address in _THIS_NETWORK if address.version == 4 else address.is_unspecified
+    if is_void or address.is_multicast or address.is_reserved or address.is_link_local:
+        return Scope.NOWHERE
+    return Scope.BEYOND
 
 
 def host_of(endpoint: str) -> str:

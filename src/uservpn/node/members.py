@@ -116,9 +116,9 @@ class Members:
         """Tells the contact where its peer can be dialled: by the configuration, and by its record."""
         configured = self._table.servers.get(peer.id, ())
         record = self.directory.get(peer.id)
-        known = [Known(EndpointKind.FIXED, endpoint) for endpoint in configured]
-        known += record.endpoints if record is not None else ()
-        peer.contact.offer(self._reach.order(known))
+        told = record.endpoints if record is not None else ()
+        given = [Known(EndpointKind.FIXED, endpoint) for endpoint in configured]
+        peer.contact.offer(self._reach.order(peer, told, given))
 
     def arrange(self, now: float) -> None:
         """Decides anew whom to keep a link to, and dials who is missing."""

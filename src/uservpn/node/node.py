@@ -266,9 +266,15 @@ class Node:
             peer.contact.want(now)
         self._linking.arrange(now)
 
-    def moved(self, local: Sequence[str], interfaces: Sequence[str], now: float) -> None:
-        """The machine's addresses: where it listens on them, and as `address/prefix`. `wake` too, if new."""
-        self.reach.moved(local, interfaces)
+    def moved(
+        self,
+        local: Sequence[str],
+        interfaces: Sequence[str],
+        now: float,
+        is_on_loopback: bool = False,
+    ) -> None:
+        """The machine's addresses, as for `Reach.moved`; call `wake` too, if they are new."""
+        self.reach.moved(local, interfaces, is_on_loopback)
         self.members.reach_changed(now)
 
     def wake(self, now: float) -> None:

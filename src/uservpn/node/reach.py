@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
+from itertools import chain
 from typing import Final
 
 from uservpn.errors import PeerFault
 from uservpn.kit.endpoint import Endpoint
-from uservpn.mesh.addresses import Networks, preferred
+from uservpn.mesh.addresses import Networks, Scope, preferred, scope_of
 from uservpn.mesh.liveness import LinkState
 from uservpn.mesh.observed import Observed
 from uservpn.mesh.records import EndpointKind, Known, Record, Role, known_of
@@ -69,6 +70,7 @@ class Reach:
         """Who is to hear our places as soon as we know them."""
         self._fixed = _fixed(own.endpoints)
         self._local: list[Known] = []
+        self._is_on_loopback = False
         self._roles = own.roles
 
     # --- what this node tells of itself ----------------------------------------------------------
@@ -78,8 +80,14 @@ class Reach:
         self._fixed = _fixed(endpoints)
         self._roles = roles
 
-    def moved(self, local: Sequence[str], interfaces: Sequence[str]) -> None:
-        """The machine's addresses: where it listens, and its interfaces (`address/prefix`)."""
+    def moved(
+        self, local: Sequence[str], interfaces: Sequence[str], is_on_loopback: bool = False
+    ) -> None:
+        """The machine's addresses: where it listens, and its interfaces (`address/prefix`).
+
+        `is_on_loopback`: it (also) listens where only programs of this machine reach it.
+        """
+        self._is_on_loopback = is_on_loopback
         self.networks = Networks(interfaces)
         self._local = [Known(EndpointKind.LOCAL, endpoint) for endpoint in local][:LOCAL_MAX]
 
@@ -105,8 +113,15 @@ class Reach:
         hosts = self.observed.hosts()
         return bool(hosts) and bool(hosts - self.networks.addresses)
 
-    def order(self, known: Sequence[Known]) -> list[Known]:
-        """What of a peer's endpoints is worth dialling, the best first."""
+    def order(
+        self, peer: Peer, known: Sequence[Known], configured: Sequence[Known] = ()
+    ) -> list[Known]:
+        """What of a peer's endpoints is worth dialling, the best first.
+
+        `known` is what others say: nobody makes this node dial an address where no other node can be, or a
+        program of its own machine, unless the mesh is on that machine. `configured` is the owner's word.
+        """
+        known = [*configured, *(place for place in known if self._may_dial(peer, place))]
         own = {place.endpoint for place in (*self._fixed, *self._local)}
         if self._protocols:
             known = [k for k in known if k.endpoint.partition("://")[0] in self._protocols]
@@ -219,6 +234,20 @@ class Reach:
 
     # --- inside ----------------------------------------------------------------------------------
 
+    def _may_dial(self, peer: Peer, place: Known) -> bool:
+        scope = scope_of(place.endpoint)
+        return scope is Scope.BEYOND or (scope is Scope.MACHINE and self._shares_machine(peer))
+
+    def _shares_machine(self, peer: Peer) -> bool:
+        """Can this peer be on our machine? Where we are reached, start from, or are linked to it there."""
+        table = self._table
+        remotes = (table.links[state.link].remote for state in peer.contact.links)
+        places = (place.endpoint for place in self._fixed)
+        servers = (endpoint for endpoints in table.servers.values() for endpoint in endpoints)
+        return self._is_on_loopback or any(
+            scope_of(endpoint) is Scope.MACHINE for endpoint in chain(remotes, places, servers)
+        )
+
     def _ask(self, peer: Peer, link: LinkId) -> None:
         payload = bytes((Code.ASK,)) + self._table.padding()
         self._table.touch(peer)
@@ -256,7 +285,7 @@ class Reach:
         self._table.touch(peer)
         if wants_answer:
             self._propose(peer, link, Code.MET, now)
-        peer.contact.punch([place.endpoint for place in self.order(known)], now)
+        peer.contact.punch([place.endpoint for place in self.order(peer, known)], now)
 
     def _send_proposals(self) -> None:
         proposals, self._proposals = self._proposals, {}

@@ -156,7 +156,8 @@ class Driver:
         if self._network is None:
             return
         places = self.protocols.places(self._network)
-        self.node.moved(places, self._network.interfaces, monotonic())
+        is_on_loopback = self.protocols.is_on_loopback
+        self.node.moved(places, self._network.interfaces, monotonic(), is_on_loopback)
         self.kick()
 
     # --- streams (called by entry, exit and pumps) -----------------------------------------------

@@ -72,6 +72,11 @@ class Protocols:
             for host in network.hosts_at(endpoint.address)
         ]
 
+    @property
+    def is_on_loopback(self) -> bool:
+        """Does it listen where only programs of this machine reach it?"""
+        return any(Endpoint.parse(text).address.is_loopback for text in self.listening)
+
     def rebind(self) -> None:
         """Fresh sockets for dialled links: the machine slept, or its network changed."""
         for plugin in self._sharing():
