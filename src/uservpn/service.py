@@ -210,7 +210,8 @@ class Service:
             plugins.start(plugins.load(config.node.plugins), self.driver.post)
         self._net_watch.start()
         self._time_jump.start()
-        self.driver.start(self._net_watch.network, self._net_watch.is_watching)
+        watch = self._net_watch
+        self.driver.start(watch.network, watch.is_watching, watch.suspect)
 
     async def close(self) -> None:
         """Ends everything; entry first, so that programs hear it."""

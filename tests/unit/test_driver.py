@@ -14,6 +14,7 @@ from uservpn.errors import Fault, UsageError
 from uservpn.links.base import LinkCaps
 from uservpn.node.options import CloseWanted
 from uservpn.runtime import driver as driver_module
+from uservpn.runtime.dials import DialFailure
 from uservpn.runtime.netwatch import Network
 
 CAPS = LinkCaps("fake", 70_000, is_ordered=True, is_reliable=True)
@@ -378,6 +379,34 @@ def test_a_dial_that_hangs_in_the_old_network_is_begun_anew():
         plugin.connect = connect
         client.network_changed(Network(("10.0.0.8/24",), ("10.0.0.8",)))
         await asyncio.wait_for(_until(lambda: offered), 0.5)
+        await client.close()
+
+    _run(main)
+
+
+def test_what_another_network_would_explain_is_told(monkeypatch):
+    """For systems that do not tell of changes: dials and their ends, lost links, sleep."""
+
+    async def main():
+        told = []
+        client, _server, offered = _pair(FakePlugin())
+        client.start(suspect=lambda: told.append(1))
+        client.open(1, "site.test", 80, Owner())
+        await _until(lambda: offered and client.node.peers[1].contact.links[0].rtt_s)
+        assert told, "a dial"
+        told.clear()
+        (link,) = client.links.values()
+        link.close()
+        await _until(lambda: client.links and link.id not in client.links)
+        assert len(told) >= 2, "a lost link, and a dial"
+        told.clear()
+        monkeypatch.setattr("uservpn.runtime.driver.suspended_for", lambda: 3600.0)
+        client.clock_jumped()
+        await asyncio.sleep(0.02)
+        assert told, "sleep"
+        told.clear()
+        client.dial_failed(1, "fake://127.0.0.1:1", DialFailure("no way"))
+        assert told, "a dial that failed"
         await client.close()
 
     _run(main)

@@ -13,7 +13,8 @@ import textwrap
 import pytest
 import uvloop
 
-from uservpn.runtime.netwatch import NetWatch, read_network
+from uservpn.runtime import netwatch
+from uservpn.runtime.netwatch import NetWatch, Network, read_network
 from uservpn.runtime.timejump import TimeJump
 
 IN_NAMESPACE = """
@@ -160,3 +161,46 @@ def test_a_clock_that_is_set_during_the_start_does_not_end_the_watch(
     caplog.set_level("INFO")
     uvloop.run(main())
     assert ("no timer that tells" in caplog.text) is not is_told
+
+
+def test_where_changes_are_not_told_they_are_found_when_something_fails(monkeypatch):
+    """Not by polling, and not with every one of many failures."""
+
+    async def main():
+        now, changes, reads = [Network(("10.0.0.7/32",), ("10.0.0.7",))], asyncio.Queue(), []
+        monkeypatch.setattr(netwatch, "read_network", lambda: reads.append(1) or now[0])
+        monkeypatch.setattr(netwatch, "SUSPECT_S", 0.2)
+        loop = asyncio.get_running_loop()
+        watch = NetWatch(loop, changes.put_nowait)
+        watch.start()
+        assert not watch.is_watching
+        now[0] = Network(("10.9.0.1/32",), ("10.9.0.1",))
+        began = loop.time()
+        for _ in range(100):
+            watch.suspect()
+        assert await asyncio.wait_for(changes.get(), 5) == now[0]
+        now[0] = Network((), ())
+        for _ in range(100):
+            watch.suspect()
+        assert await asyncio.wait_for(changes.get(), 5) == now[0]
+        assert loop.time() >= began + netwatch.SETTLE_S + 0.2
+        assert len(reads) == 3 and changes.empty()
+        watch.suspect()
+        watch.close()
+        await asyncio.sleep(0.3)
+        assert len(reads) == 3
+
+    monkeypatch.setattr(sys, "platform", "darwin")
+    asyncio.run(main())
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="netlink is Linux's")
+def test_where_changes_are_told_nothing_is_looked_at_on_suspicion():
+    async def main():
+        watch = NetWatch(asyncio.get_running_loop(), lambda network: None)
+        watch.start()
+        watch.suspect()
+        assert watch.is_watching and watch._timer is None
+        watch.close()
+
+    uvloop.run(main())

@@ -78,6 +78,7 @@ class Driver:
         self._is_closed = False
         self._network: Network | None = None
         self._is_watched = False
+        self._suspect: Callable[[], None] = lambda: None
         self._is_started = False
 
     # --- life ------------------------------------------------------------------------------------
@@ -93,14 +94,21 @@ class Driver:
         if self.protocols.unlisten(endpoint):
             self._tell_places()
 
-    def start(self, network: Network | None = None, is_watched: bool = False) -> None:
+    def start(
+        self,
+        network: Network | None = None,
+        is_watched: bool = False,
+        suspect: Callable[[], None] = lambda: None,
+    ) -> None:
         """Dials the configured servers.
 
         `network` is what the machine is connected to now; if that is watched, `network_changed` tells
-        of every change, and where there is no way out nothing is dialled until then.
+        of every change, and where there is no way out nothing is dialled until then. `suspect` is told
+        what another network would explain.
         """
         self._network = network
         self._is_watched = is_watched
+        self._suspect = suspect
         self._is_started = True
         self._tell_places()
         self.node.start(monotonic())
@@ -250,6 +258,7 @@ class Driver:
     def link_closed(self, link: Link, reason: str) -> None:
         """The link is gone."""
         if self.links.pop(link.id, None) is not None:
+            self._suspect()
             self.node.link_down(link.id, reason, monotonic())
             self.kick()
         else:
@@ -271,6 +280,7 @@ class Driver:
 
     def dial_failed(self, peer: NodeId, endpoint: str, failure: DialFailure) -> None:
         """There is no such link; where changes of the network are told, perhaps for want of one."""
+        self._suspect()
         is_offline = self._is_watched and failure.is_offline
         self.node.dial_failed(
             peer, endpoint, failure.is_refused, failure.detail, monotonic(), is_offline
@@ -346,6 +356,7 @@ class Driver:
         suspended = suspended_for()
         if suspended - self._suspended > _SLEPT_S:
             log.info("the machine slept for %.0f s: trying every peer", suspended - self._suspended)
+            self._suspect()
             self._wake(now)
         self._suspended = suspended
 
@@ -370,6 +381,7 @@ class Driver:
 
     def _on_dial(self, event: DialWanted) -> None:
         if not self._is_closed:
+            self._suspect()
             self._dials.begin(event.peer, event.endpoint)
 
     def _on_close(self, event: CloseWanted) -> None:

@@ -1,8 +1,10 @@
 """This machine's addresses, and the news that they, or the ways out, have changed. Nothing is polled.
 
 On Linux a netlink socket (rtnetlink(7)) tells of links, addresses and routes; needs no rights. A burst of
-such events is one change, and one that leaves everything that matters as it was is none. Elsewhere there
-is no news: the driver reads anew after sleep, and dials back off as usual.
+such events is one change, and one that leaves everything that matters as it was is none. Elsewhere the
+system is asked when something happens that a change would explain (`suspect`): a link is lost, a dial
+begins or fails, the machine has slept. So a change is noticed as soon as it hurts, and a node without
+links notices its new network with the next of its dials (whose back-off ends at two minutes).
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from uservpn.kit.endpoint import Address, Endpoint
 log: Final = logging.getLogger("uservpn")
 SETTLE_S: Final = 0.03
 """Events this close together are one: an address comes with its routes."""
+SUSPECT_S: Final = 1.0
+"""Between two looks on suspicion."""
 _GROUPS: Final = 0x1 | 0x10 | 0x40 | 0x100 | 0x400  # links, IPv4 and IPv6 addresses and routes
 _GET_LINK: Final = 18
 _GET_ADDRESS: Final = 22
@@ -107,6 +111,7 @@ class NetWatch:
         self._on_change = on_change
         self._sock: socket.socket | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._looked_at = float("-inf")
 
     @property
     def is_watching(self) -> bool:
@@ -136,9 +141,16 @@ class NetWatch:
             self._sock.close()
             self._sock = None
 
+    def suspect(self) -> None:
+        """Something happened that a change would explain: looks soon, where changes are not told."""
+        if self._sock is None and self._timer is None:
+            wait = max(SETTLE_S, self._looked_at + SUSPECT_S - self._loop.time())
+            self._timer = self._loop.call_later(wait, self.look)
+
     def look(self) -> None:
         """Reads anew; calls back if something that matters has changed."""
         self._timer = None
+        self._looked_at = self._loop.time()
         network = read_network()
         if network != self.network:
             self.network = network
