@@ -22,7 +22,7 @@ from uservpn.errors import ConfigError, UservpnError
 from uservpn.runtime.allocator import give_back, keep_message_blocks
 from uservpn.runtime.boot import next_boot
 from uservpn.runtime.clock import monotonic
-from uservpn.runtime.nodes_file import load_nodes, save_nodes
+from uservpn.runtime.nodes_file import load_nats, load_nodes, save_nats, save_nodes
 from uservpn.runtime.threads import in_thread
 from uservpn.service import Service, load_plugins, protocols_of
 from uservpn.wire.keys import KeyRing
@@ -85,6 +85,7 @@ async def _serve(config: Config, config_path: Path, servers: tuple[str, ...]) ->
         log.error("cannot start: %s", error)
         return 1
     load_nodes(state_dir, service.node.directory, monotonic())
+    load_nats(state_dir, service.node.reach.bindings.binding)
     keeper = loop.create_task(_keep_nodes(service, state_dir))
     reloader = loop.create_task(_reload_when_told(service, config_path, servers, reload))
     try:
@@ -107,7 +108,7 @@ async def _serve(config: Config, config_path: Path, servers: tuple[str, ...]) ->
         keeper.cancel()
         reloader.cancel()
         await service.close()
-        save_nodes(state_dir, service.node.directory, monotonic())
+        _save(service, state_dir)
         await control.close()
 
 
@@ -117,8 +118,13 @@ async def _keep_nodes(service: Service, state_dir: Path) -> None:
         await service.driver.nodes_changed.wait()
         service.driver.nodes_changed.clear()
         service.chooser.mesh_changed()
-        save_nodes(state_dir, service.node.directory, monotonic())
+        _save(service, state_dir)
         await asyncio.sleep(SAVE_EVERY_S)
+
+
+def _save(service: Service, state_dir: Path) -> None:
+    save_nodes(state_dir, service.node.directory, monotonic())
+    save_nats(state_dir, service.node.reach.bindings.binding)
 
 
 async def _reload_when_told(

@@ -19,7 +19,17 @@ from pathlib import Path
 
 import pytest
 
-from mesh import BLOCK, USERVPN, Mesh, client_text, digest_of, free_port, run_refused, wait_until
+from mesh import (
+    BLOCK,
+    USERVPN,
+    Mesh,
+    NodeProcess,
+    client_text,
+    digest_of,
+    free_port,
+    run_refused,
+    wait_until,
+)
 from programs import connect
 
 MIB = 1 << 20
@@ -367,6 +377,16 @@ def test_a_reload_that_takes_for_ever_does_not_hold_up_the_end(tmp_path):
         process.kill()
         process.stdout.close()
         process.wait()
+
+
+def test_what_nats_need_is_read_at_the_start_and_kept_at_the_end(tmp_path):
+    folder = tmp_path / "7"
+    (folder / "s").mkdir(parents=True, mode=0o700)
+    kept = folder / "s" / "nats"
+    kept.write_text("203.0.113.9 100\nno line of ours\n")
+    node = NodeProcess(folder, client_text(folder, free_port(), {1: free_port()}))
+    assert node.stop() == 0
+    assert kept.read_text() == "203.0.113.9 100\n"
 
 
 def test_reload_moves_the_entry_and_keeps_its_programs(site):

@@ -14,12 +14,13 @@ less silence than should be harmless, halves the interval.
         +---------------------+ <---------------------------------- +---------+
                                     another network, or AGAIN_S
 
-What was found is remembered for each network (the address others see us at). Sans-I/O.
+What was found is remembered for each network (the address others see us at), also over a restart: `found` and
+`restore`. Sans-I/O.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from uservpn.types import LinkId
@@ -64,7 +65,7 @@ class Binding:
         self._again_at = None
         self._ended_at = now
         self.interval_s = self._found.get(network, START_S)
-        self._tried_s = START_S if network not in self._found else 2 * self.interval_s
+        self._tried_s = START_S if network not in self._found else min(MAX_S, 2 * self.interval_s)
         self._failed_s = 0.0
 
     def asked(self, link: LinkId, now: float) -> float:
@@ -120,7 +121,18 @@ class Binding:
         self._remember()
         return True
 
+    def restore(self, found: Mapping[str, float]) -> None:
+        """What was `found` before a restart; what makes no sense is left out."""
+        for network, interval_s in found.items():
+            if MIN_S <= interval_s <= MAX_S and len(self._found) < NETWORKS_MAX:
+                self._found.setdefault(network, interval_s)
+
     # --- questions -------------------------------------------------------------------------------
+
+    @property
+    def found(self) -> dict[str, float]:
+        """The intervals of the last networks, by address; the newest at the end."""
+        return dict(self._found)
 
     @property
     def trial(self) -> LinkId | None:
