@@ -168,3 +168,22 @@ def test_a_message_too_large_for_the_path_it_is_resent_on_is_cut_anew():
     assert bytes(got) == text
     assert line.source.tunnel.outbox.recut_count > 0
     assert tunnel.cache_size == 0
+
+
+def test_what_is_cut_anew_counts_as_sent():
+    """Else all that was on a connection that broke would be queued on the next one at once."""
+    tunnel = Tunnel(7, 1, random_below=lambda limit: 0)
+    old, new = Path(1), Path(2)
+    tunnel.path_up(old, False)
+    stream = tunnel.open("site.test", 80, None)
+    stream.send_limit = 1 << 22
+    for _ in range(8):
+        tunnel.write(stream, bytes(65536))
+        tunnel.take_messages(1 << 20, 1 << 17, old, 80.0)
+    tunnel.path_up(new, False)
+    tunnel.path_down(old)
+    tunnel.outbox.want(1 << 40)
+    tunnel.outbox.report_over(0.0, 0, 81.0)
+    messages = tunnel.take_messages(16384, 4096, new, 81.0)
+    assert 16384 <= sum(len(payload) for _, payload in messages) <= 16384 + 2 * 65536
+    assert tunnel.outbox.resend

@@ -240,3 +240,19 @@ def test_a_narrow_tcp_path_is_not_given_up_and_small_messages_pass(monkeypatch):
             await main()
 
     uvloop.run(bounded())
+
+
+def test_a_new_connection_begins_with_messages_that_its_first_flight_brings_whole():
+    """Until something on it was confirmed; a message of 16 KiB would wait for a second round trip."""
+    world = World(delay=0.002)
+    world.add(1)
+    client = world.add(7, {1: ("sim://10.0.0.1:1",)})
+    world.run(1)
+    stream = client.node.open(1, "site.test", 80, None, world.now)
+    for count in range(2):
+        world.tap.clear()
+        client.send(stream, bytes(60_000))
+        world.settle(client)
+        sizes = [len(body) for _, _, body in world.tap]
+        assert max(sizes) <= 4096 + 32 if count == 0 else max(sizes) > 16384
+        world.run(1)

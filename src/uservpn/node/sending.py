@@ -21,7 +21,8 @@ OVERRUN_MAX: Final = 1 << 20
 """Bytes queued on a full link beyond which even answers and reports wait: its peer does not read."""
 CUT_BELOW: Final = 1 << 16
 CUT_MIN: Final = 1 << 12
-"""Messages are cut to the room of a link that has less than CUT_BELOW, never below CUT_MIN."""
+"""Messages are cut to the room of a link that has less than CUT_BELOW, never below CUT_MIN; that is also what
+they are cut to on a new connection, until something on it was confirmed."""
 RELAYED_SIZE_MAX: Final = 1 << 16
 """Messages over relays are no longer: relays take turns by messages."""
 
@@ -223,9 +224,10 @@ class Sender:
         size_max = entry.size_max
         if peer.session.peer_boot:  # bound to it: no time in front of the payload
             size_max += TIME_SIZE
-        if free < CUT_BELOW and not entry.is_lossy:
-            # a slow link: no message is longer than what it takes now
-            size_max = min(size_max, max(CUT_MIN, free))
+        if not entry.is_lossy and (free < CUT_BELOW or not path.heard_at):
+            # a slow link: no message is longer than what it takes now; a new one: its first flight
+            # (ten packets) brings whole messages
+            size_max = min(size_max, max(CUT_MIN, free) if path.heard_at else CUT_MIN)
         hops = entry.hops_code if entry.hops else 0
         tunnel = peer.tunnel
         if hops:

@@ -76,12 +76,12 @@ class Outbox:
         path.sends(flight, size, slab.left, now)
 
     def take_resends(self, room: int, size_max: int, path: Path, now: float) -> list[Buffer]:
-        """Messages to send again over `path`, while `room` bytes last."""
+        """Messages to send again over `path`, while `room` bytes last; what they are cut into counts."""
         seqs: list[int] = []
         out: list[Buffer] = []
-        size = 0
+        size = cut = 0
         resend = self.resend
-        while resend and size < room:
+        while resend and size + cut < room:
             seq = resend.popleft()
             slab, index = self._find(seq)
             payload = slab.payloads[index] if slab is not None else None
@@ -91,7 +91,7 @@ class Outbox:
                 slab.payloads[index] = closed = frames.SEQ.pack(seq)
                 slab.size -= len(payload) - SEQ_SIZE
                 self.size -= len(payload) - SEQ_SIZE
-                self._recut(bytes(payload), size_max, path, out, now)
+                cut += self._recut(bytes(payload), size_max, path, out, now)
                 payload = closed
             seqs.append(seq)
             size += len(payload)
@@ -274,8 +274,8 @@ class Outbox:
 
     def _recut(
         self, payload: bytes, size_max: int, path: Path, out: list[Buffer], now: float
-    ) -> None:
-        """The frames of a message that is too large, in new messages of at most `size_max` bytes."""
+    ) -> int:
+        """The frames of a message that is too large, in new ones of at most `size_max` bytes; their sum."""
         self.recut_count += 1
         messages: list[Buffer] = []
         parts: list[Buffer] = []
@@ -294,6 +294,8 @@ class Outbox:
             parts.append(frame)
             size += len(frame)
         close()
+        total = sum(map(len, messages))
         if messages:
-            self.keep(messages, sum(map(len, messages)), path, now)
+            self.keep(messages, total, path, now)
             out += messages
+        return total
