@@ -266,9 +266,12 @@ def measure_relay(bench: Bench) -> Results:
         key = relay.key_of((place / "key").read_text())
         port = running.server_port
         found = relay.measure(key, port, size, lambda: cpu_seconds(pid))
-    results = as_exit | found
+    results = as_exit | found | relay.measure_copy(size)
     results["relay / exit, speed"] = results["relay (Gbit/s)"] / results["exit (Gbit/s)"]
     results["relay / exit, CPU"] = results["relay: CPU (s/GB)"] / results["exit: CPU (s/GB)"]
+    bare = results["bare copy: CPU (s/GB)"]
+    results["bare copy / exit, CPU"] = bare / results["exit: CPU (s/GB)"]
+    results["relay / bare copy, CPU"] = results["relay: CPU (s/GB)"] / bare
     return results
 
 

@@ -4,6 +4,9 @@ As an exit it is driven by a client and a load of its own. As a relay it is driv
 do next to nothing: a feeder, which seals headers in front of one and the same payload (a relay cannot
 tell), and a drain, which counts what comes and drops it in the kernel. So the relay is what is measured,
 not the three other programs that share its processors.
+
+The *bare copy* between the same ends shows what of this is the kernel's: it takes what there is from the one
+socket, a megabyte at most, and gives it to the other one, opens nothing, and has no queue.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
+from benchmarks.processes import cpu_seconds
 from uservpn.wire.constants import HEADER_SIZE, STAMP_MASK, TAG_SIZE, Kind
 from uservpn.wire.header import HeaderCodec, pack_fields
 from uservpn.wire.keys import KeyRing
@@ -72,7 +76,13 @@ def _drain(key: bytes, port: int, size: int, ready: Any, drained: Any, result: A
     # Woken for many bytes at once: waking it is work the kernel does on the account of the relay.
     end.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, PAYLOAD)
     ready.set()
+    is_near = False
     while drained.value < size:
+        if (
+            not is_near and size - drained.value < 2 * PAYLOAD
+        ):  # what is left may be too little to wake it
+            is_near = True
+            end.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
         count = end.socket.recv_into(buffer, 1 << 20, socket.MSG_TRUNC)  # counted, not copied
         if not count:
             break
@@ -117,6 +127,40 @@ def measure(key: bytes, port: int, size: int, cpu: Cpu) -> dict[str, float]:
         "relay (Gbit/s)": whole * 8 / seconds / 1e9,
         "relay: CPU (s/GB)": spent / (whole / 1e9),
     }
+
+
+def _copy(result: Any) -> None:
+    """A listener for the two ends, the drain first; then copies until it is ended."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        result.send(server.getsockname()[1])
+        ends: list[socket.socket] = []
+        for _ in range(2):
+            end = server.accept()[0]
+            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            end.recv(1 << 16)  # its greeting
+            end.sendall(bytes(HEADER_SIZE))
+            ends.append(end)
+    drain, feeder = ends
+    view = memoryview(bytearray(1 << 20))
+    while size := feeder.recv_into(view):
+        drain.sendall(view[:size])
+
+
+def measure_copy(size: int) -> dict[str, float]:
+    """As `measure`, of a bare copy."""
+    context = multiprocessing.get_context("spawn")
+    port, copy_end = context.Pipe(duplex=False)
+    copy = context.Process(target=_copy, args=(copy_end,), daemon=True)
+    copy.start()
+    try:
+        if not port.poll(LIMIT_S):
+            raise OSError("the bare copy does not listen")
+        pid = copy.pid or 0
+        found = measure(bytes(32), port.recv(), size, lambda: cpu_seconds(pid))
+    finally:
+        copy.kill()
+        copy.join()
+    return {name.replace("relay", "bare copy"): value for name, value in found.items()}
 
 
 def key_of(text: str) -> bytes:

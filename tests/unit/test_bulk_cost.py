@@ -123,7 +123,7 @@ def test_calls_per_datagram_stay_within_their_budget():
     def receive() -> None:
         nonlocal got
         for start in range(0, len(sent), 44):
-            sink.node.receive_batch(5, runs[start // 44], world.now)
+            sink.node.receive_batch(5, runs[start // 44], lambda link: 0, world.now)
             for event in joined(sink.node.take_events(world.now)):
                 if type(event) is Data:
                     got += len(event.chunk)

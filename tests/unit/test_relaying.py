@@ -11,7 +11,7 @@ from uservpn.mesh.records import EndpointKind, Known, Record, Role
 from uservpn.node.table import OVERHEAD
 from uservpn.types import LinkId
 from uservpn.wire.constants import Kind
-from world import World
+from world import World, in_runs
 
 HOME = {1: ("sim://10.0.0.1:1",)}
 
@@ -64,6 +64,61 @@ def test_an_exit_that_only_dials_out_is_reached_over_a_relay():
     (way,) = _ways(world)
     assert len(way) == 1 and way[0] in (1, 2, 3)
     assert world.members[way[0]].node.relay.counters.passed > 3
+
+
+def _on_the_way(world: World):
+    """The relay's node, its link, and messages of the client that are about to reach it."""
+    _fetch(world)
+    client = world.members[50]
+    client.send(client.node.open(60, "site.test", 80, None, world.now), bytes(500_000))
+    ((link, batch),) = client.node.take_transmits(world.room, world.now)
+    messages = [
+        (client.codec.open(batch[i]), memoryview(bytearray(batch[i + 1])))
+        for i in range(0, len(batch), 2)
+    ]
+    assert len(messages) > 1
+    return world.members[_ways(world)[0][0]].node, link ^ 1, messages
+
+
+def test_what_need_not_wait_is_passed_on_from_the_buffer_it_came_in():
+    """R17: no copy, and no flush for each read; a neighbour's contact hears of it now and then."""
+    world = _mesh()
+    relay, link, messages = _on_the_way(world)
+    passed = relay.relay.counters.passed
+    ((_, batch),) = relay.receive_batch(link, in_runs(messages), lambda link: 1 << 20, world.now)
+    assert all(part is body for part, (_, body) in zip(batch[1::2], messages, strict=True))
+    opened = [world.members[60].codec.open(head) for head in batch[::2]]
+    assert [header.number for header in opened] == [header.number for header, _ in messages]
+    assert all(header.stamp_hop1 != b"\0\0\0" for header in opened)
+    assert relay.relay.counters.passed == passed + len(messages)
+    assert not relay.relay.queues
+    assert relay.take_transmits(lambda link: 1 << 20, world.now) == []
+    relay.next_deadline()
+    assert not relay.has_work(), "what passes soon after is no work for a flush"
+    assert not relay.receive_batch(link, in_runs(messages), lambda link: 1 << 20, world.now), (
+        "nothing twice"
+    )
+
+
+def test_what_has_to_wait_is_copied_and_nothing_overtakes_it():
+    world = _mesh()
+    relay, link, messages = _on_the_way(world)
+    bodies = [bytes(body) for _, body in messages]
+    assert not relay.receive_batch(link, in_runs(messages[:1]), lambda link: 0, world.now)
+    assert not relay.receive_batch(link, in_runs(messages[1:]), lambda link: 1 << 20, world.now)
+    for _, body in messages:
+        body[:] = bytes(len(body))  # the link reads into its buffer again
+    ((_, batch),) = relay.take_transmits(lambda link: 1 << 20, world.now)
+    assert batch[1::2] == bodies
+
+
+def test_what_a_link_has_room_for_goes_on_and_the_rest_waits():
+    world = _mesh()
+    relay, link, messages = _on_the_way(world)
+    ((_, batch),) = relay.receive_batch(link, in_runs(messages), lambda link: 1, world.now)
+    assert len(batch) == 2
+    ((_, rest),) = relay.take_transmits(lambda link: 1 << 20, world.now)
+    assert len(batch) + len(rest) == 2 * len(messages)
 
 
 def test_with_the_direct_way_blocked_a_relay_is_left():

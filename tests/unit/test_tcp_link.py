@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import socket
 
 import pytest
 
@@ -80,12 +81,16 @@ class Transport:
     def __init__(self) -> None:
         self.is_aborted = False
         self.written = b""
+        self.socket: Socket | socket.socket = Socket()
 
     def set_write_buffer_limits(self, high: int, low: int) -> None:
         """The link's wish."""
 
     def get_extra_info(self, name: str):
-        return Socket() if name == "socket" else ("127.0.0.1", 7000)
+        return self.socket if name == "socket" else ("127.0.0.1", 7000)
+
+    def get_write_buffer_size(self) -> int:
+        return len(self.written)
 
     def writelines(self, parts) -> None:
         self.written += b"".join(parts)
@@ -110,8 +115,10 @@ class Owner:
     def link_opened(self, link) -> None:
         self.opened += 1
 
-    def link_message(self, link, header, body) -> None:
-        self.messages.append((header.number, bytes(body)))
+    def link_runs(self, link, runs) -> None:
+        for run in runs:
+            for header, body in run.messages():
+                self.messages.append((header.number, bytes(body)))
 
     def link_progress(self, link) -> None:
         """Nobody waits here."""
@@ -186,6 +193,28 @@ def test_after_one_wrong_bit_of_a_header_nothing_is_heard(clock, seed, accepted)
         assert not bench.transport.is_aborted
         clock.pass_on(1)
         assert bench.transport.is_aborted
+
+
+def test_what_is_passed_on_leaves_from_its_buffer_and_what_is_kept_is_copied(clock):
+    """The kernel takes some of it at once; the buffer is used again before the rest has left."""
+    near, far = socket.socketpair()
+    with near, far:
+        near.setblocking(False)
+        bench = Bench()
+        bench.transport.socket = near
+        bench.link.connection_made(bench.transport)
+        body = random.Random(1).randbytes(4 << 20)
+        buffer = bytearray(body)
+        bench.link.send([b"head", memoryview(buffer)])
+        sent = 4 + len(body) - len(bench.transport.written)
+        assert 0 < sent < len(body), "the test wants a kernel that takes some, not all"
+        bench.link.send([b"next", memoryview(buffer)[:99]])  # behind what waits
+        buffer[:] = bytes(len(body))
+        got = b""
+        while len(got) < sent:
+            got += far.recv(1 << 20)
+        assert got + bench.transport.written == b"head" + body + b"next" + body[:99]
+        assert bench.link.bytes_out == len(got) + len(bench.transport.written)
 
 
 def test_lengths_that_lie(clock):

@@ -237,9 +237,7 @@ class World:
         """What the driver does after every event."""
         for _ in range(50):
             batches = member.node.take_transmits(self.room, self.now)
-            for link, batch in batches:
-                for index in range(0, len(batch), 2):
-                    self.carry(link, batch[index], batch[index + 1])
+            self.carry_all(batches)
             events = member.node.take_events(self.now)
             for event in events:
                 member.handle(event)
@@ -249,6 +247,11 @@ class World:
         self.check_touched(member.node)
         if deadline is not None:
             self.at(max(deadline, self.now), lambda: self.wake(member))
+
+    def carry_all(self, batches) -> None:
+        for link, batch in batches:
+            for index in range(0, len(batch), 2):
+                self.carry(link, batch[index], batch[index + 1])
 
     def check_touched(self, node: Node) -> None:
         """No peer waits for something that no flush would look at (a lost wake-up)."""
@@ -288,7 +291,8 @@ class World:
     def inject(self, member: Member, link: int, head: bytes, body: bytes) -> None:
         header = member.codec.open(head)
         if header is not None:
-            member.node.receive(link, header, body, self.now)
+            message = (Run(header, (body,)),)
+            self.carry_all(member.node.receive_batch(link, message, self.room, self.now))
             self.settle(member)
 
     def run(self, seconds: float, steps_max: int = 200_000) -> None:

@@ -50,6 +50,7 @@ class Link(Protocol):
     def send(self, batch: Sequence[Buffer]) -> None:
         """Sends headers and payloads, in this order. Takes all; never blocks, never raises.
 
+        Parts that are no `bytes` are only valid until this returns: what is kept of them is copied.
         A link that is not reliable may drop what it cannot send, and counts it.
         """
 

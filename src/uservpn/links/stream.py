@@ -21,7 +21,7 @@ from uservpn.links.backlog import LIMIT_MAX, Backlog
 from uservpn.links.base import LinkCaps, LinkOwner
 from uservpn.types import Buffer
 from uservpn.wire.constants import HEADER_SIZE, KIB, PAYLOAD_SIZE_MAX, TAG_SIZE
-from uservpn.wire.header import Header, HeaderCodec
+from uservpn.wire.header import Header, HeaderCodec, Run
 
 ROOM_MIN: Final = 64 * KIB
 """A fast link that is not full takes at least so much: no message is cut for the last bytes."""
@@ -44,6 +44,11 @@ assert HEADER_SIZE + PAYLOAD_SIZE_MAX <= BUFFER_SIZE
 def stream_caps(protocol: str) -> LinkCaps:
     """What a link on an ordered, reliable byte stream can do."""
     return LinkCaps(protocol, MESSAGE_MAX + TAG_SIZE + KIB, is_ordered=True, is_reliable=True)
+
+
+def own(part: Buffer) -> bytes:
+    """What may be kept: a copy, unless it is one already."""
+    return part if type(part) is bytes else bytes(part)
 
 
 class StreamLink(asyncio.BufferedProtocol):
@@ -106,9 +111,8 @@ class StreamLink(asyncio.BufferedProtocol):
         if self._transport is not None and not self._transport.is_closing():
             size = sum(map(len, batch))
             self.bytes_out += size
-            self._transport.writelines(list(batch))
-            if size >= WATCH_SIZE and self._watch_timer is None:
-                self._watch_timer = self._loop.call_later(WATCH_S, self._watch)
+            self._transport.writelines([own(part) for part in batch])
+            self._watch_soon(size)
 
     def close(self) -> None:
         """Closes at once, dropping what is unsent."""
@@ -161,12 +165,14 @@ class StreamLink(asyncio.BufferedProtocol):
         start = self._start
         view = self._view
         header = self._header
+        runs: list[Run] = []
         while True:
             if header is None:
                 if end - start < HEADER_SIZE:
                     break
                 header = self._codec.open(view[start : start + HEADER_SIZE])
                 if header is None:
+                    self._hand_on(runs)
                     self._become_stranger()
                     return
                 start += HEADER_SIZE
@@ -175,9 +181,10 @@ class StreamLink(asyncio.BufferedProtocol):
                 break
             if not self._is_proven:
                 self._prove()
-            self._owner.link_message(self, header, view[start : start + length])
+            runs.append(Run(header, (view[start : start + length],)))
             start += length
             header = None
+        self._hand_on(runs)
         self._header = header
         if start == end:
             self._start = self._end = 0
@@ -215,6 +222,11 @@ class StreamLink(asyncio.BufferedProtocol):
 
     # --- inside ----------------------------------------------------------------------------------
 
+    def _hand_on(self, runs: list[Run]) -> None:
+        """The owner gets what one read has brought."""
+        if runs:
+            self._owner.link_runs(self, runs)
+
     def _set_limit(self) -> None:
         """The backlog's limit becomes the transport's, if it is another one."""
         limit = self._backlog.limit
@@ -229,6 +241,11 @@ class StreamLink(asyncio.BufferedProtocol):
         self._look_timer = None
         if not self._is_full:
             self._owner.link_writable(self)
+
+    def _watch_soon(self, size: int) -> None:
+        """So many bytes were sent."""
+        if size >= WATCH_SIZE and self._watch_timer is None:
+            self._watch_timer = self._loop.call_later(WATCH_S, self._watch)
 
     def _watch(self) -> None:
         """While much is under way: tells the owner whether the other side still takes it."""
@@ -259,7 +276,7 @@ class StreamLink(asyncio.BufferedProtocol):
         """A fresh start at offset 0, in a larger buffer if `size` says so."""
         tail = self._view[self._start : self._end]
         if size == len(self._buffer):
-            self._view[: len(tail)] = bytes(tail)
+            self._view[: len(tail)] = tail  # where the two overlap, too
         else:
             # A new object: the event loop still holds the old one while buffer_updated runs.
             buffer = bytearray(size)

@@ -13,22 +13,28 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import os
 import secrets
 import socket
 import string
 import sys
 import termios
+from collections.abc import Sequence
 from typing import Final, cast
 
 from uservpn.kit.endpoint import Endpoint
 from uservpn.links.base import LinkCaps, LinkOwner
 from uservpn.links.stream import StreamLink, stream_caps
+from uservpn.types import Buffer
 from uservpn.wire.constants import HEADER_SIZE
 from uservpn.wire.header import HeaderCodec
 
 _NOT_SENT_LOWAT: Final = getattr(socket, "TCP_NOTSENT_LOWAT", 25)
 _OUTQ: Final = termios.TIOCOUTQ  # not acknowledged, not sent ones included
 _OUTQ_NOT_SENT: Final = 0x894B  # Linux
+_writev: Final = getattr(os, "writev", None)
+_PARTS_MAX: Final = 1024
+"""Buffers that one system call takes (IOV_MAX of Linux, the BSDs and macOS)."""
 KERNEL_KEEPALIVE_S: Final = 600
 SHAPE: Final = "shape=text"
 LINE_MIN: Final = 24
@@ -82,6 +88,24 @@ class TcpLink(StreamLink):
             self._start = at + len(_END)
         super().buffer_updated(nbytes)
 
+    def send(self, batch: Sequence[Buffer]) -> None:
+        """At once, while nothing waits: what the kernel takes from here need not be copied to be kept."""
+        transport, sock = self._transport, self._sock
+        if transport is None or sock is None or transport.is_closing():
+            return
+        if _writev is None or len(batch) > _PARTS_MAX or transport.get_write_buffer_size():
+            super().send(batch)
+            return
+        try:
+            sent = _writev(sock.fileno(), batch)
+        except OSError:  # it is full, or broken: the transport will find out
+            sent = 0
+        self.bytes_out += sent
+        self._watch_soon(sent)
+        rest = behind(batch, sent)
+        if rest:
+            super().send(rest)
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Tells the owner."""
         self._sock = None
@@ -111,6 +135,15 @@ class TcpLink(StreamLink):
         except OSError:
             return 0
         return int.from_bytes(answer, sys.byteorder)
+
+
+def behind(parts: Sequence[Buffer], sent: int) -> list[Buffer]:
+    """What of `parts` follows the first `sent` bytes."""
+    for index, part in enumerate(parts):
+        if sent < len(part):
+            return [memoryview(part)[sent:] if sent else part, *parts[index + 1 :]]
+        sent -= len(part)
+    return []
 
 
 def first_line() -> bytes:

@@ -324,6 +324,7 @@ class UdpSocket:
             return
         if not self._queue:
             self._loop.add_writer(self._sock.fileno(), self._on_writable)
+        rest = [part if type(part) is bytes else bytes(part) for part in rest]  # may be kept
         self._queue.append((link, rest))
         self._queued += sum(map(len, rest))
 

@@ -7,7 +7,7 @@ at a time; what all others do is in node/deeds.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from uservpn.errors import PeerFault
 from uservpn.node.admission import Admission
@@ -19,7 +19,7 @@ from uservpn.node.linking import Linking
 from uservpn.node.numbers import Numbers
 from uservpn.node.options import CloseWanted
 from uservpn.node.reach import Reach
-from uservpn.node.relaying import Relaying
+from uservpn.node.relaying import Passing, Relaying, Room
 from uservpn.node.table import Peer, Table
 from uservpn.types import Buffer, LinkId, NodeId
 from uservpn.wire.constants import CLAIMED_KINDS, FLAG_BOUND, Kind
@@ -86,12 +86,20 @@ class Arrivals:
             if entry is not None and entry.peer is peer:
                 self._table.probe(peer, link, now)
 
-    def receive_batch(self, link: LinkId, runs: Sequence[Run], now: float) -> None:
+    def receive_batch(
+        self, link: LinkId, runs: Sequence[Run], room: Room, now: float
+    ) -> Iterable[tuple[LinkId, list[Buffer]]]:
         """As `receive` for each message, at less cost: what a peer's first one told need not be told again.
 
-        That is whose link it is, that it was heard, and how long its stamps were under way.
+        That is whose link it is, that it was heard, and how long its stamps were under way. Messages of
+        others that need not wait are returned, payloads where they lie, for the driver to send at once.
         """
+        passing: Passing | None = None
         for run in runs:
+            if run.header.destination != self._table.me:
+                passing = passing or Passing(room)
+                self._relaying.pass_run(link, run, passing, now)
+                continue
             left, rest = len(run.bodies), run
             while left:
                 done = self._receive_run(link, rest, now)
@@ -101,6 +109,7 @@ class Arrivals:
                 left -= done
                 if left:
                     rest = rest.after(done)
+        return passing.batches.items() if passing is not None else ()
 
     def hear_rival(self, peer: Peer, now: float) -> None:
         """Another boot of the peer waits: if the known one is gone, what it said is heard."""
@@ -155,7 +164,7 @@ class Arrivals:
             return 0
         if entry.state.heard_at != now:
             return 0
-        peer = entry.peer
+        peer = self._table.touched[entry.peer.id] = entry.peer
         payloads = peer.session.open_run(run)
         if run.header.kind == Kind.DATA and payloads:
             self._act_run(peer, link, payloads, entry.is_lossy, now)

@@ -135,7 +135,9 @@ class Linking:
     def link_progress(self, link: LinkId, now: float) -> None:
         """Bytes of a large message moved on this link."""
         entry = self._table.links.get(link)
-        if entry is not None and entry.peer is not None and entry.state is not None:
+        if entry is None or entry.peer is None or entry.state is None:
+            return
+        if entry.state.owed_since is not None:  # else it changes nothing
             self._table.touch(entry.peer)
             entry.peer.contact.progress(entry.state, now)
 

@@ -367,6 +367,10 @@ class Node:
 
     # --- questions -------------------------------------------------------------------------------
 
+    def has_work(self) -> bool:
+        """Would a take, or another deadline, follow from what happened since the last ones?"""
+        return bool(self.table.touched or self.table.events or self.table.strays)
+
     def forgotten(self) -> list[int]:
         """Peers with work, or another deadline, that no take would look at: none, or it is a bug."""
         return self._dues.forgotten()

@@ -14,7 +14,7 @@ from uservpn.node.relay import Reason, Relay, next_hop
 from uservpn.node.table import OVERHEAD, UNPROVEN_S, LinkEntry, Peer, Table
 from uservpn.types import Buffer, LinkId, NodeId
 from uservpn.wire.constants import STAMP_MASK, Kind
-from uservpn.wire.header import Header
+from uservpn.wire.header import Header, Run
 
 SIZE_FLOOR: Final = 1 << 10
 """Whatever a relay says, every link carries messages of this size."""
@@ -23,10 +23,31 @@ RELAYED_MAX: Final = 8
 RECENT_S: Final = 15.0
 """A first hop that was silent for longer is probed when a way over it is opened: NATs forget."""
 TELL_EVERY_S: Final = 0.2
+NOTE_EVERY_S: Final = 0.1
+"""What passes without waiting is noted in the neighbour's contact this often: no flush for each read."""
 TOLD_MAX: Final = 1024
 
+Room = Callable[[LinkId], int]
+Batches = list[tuple[LinkId, list[bytes]]]
+"""Per link of the driver: headers and sealed payloads in the order to send them."""
 Loss = tuple[LinkId, str]
 """A way that is gone, and why; for the owner's `link_down`."""
+
+
+class Passing:
+    """What goes on at once, of what one read has brought; payloads lie where they were read to."""
+
+    def __init__(self, room: Room) -> None:
+        self.batches: dict[LinkId, list[Buffer]] = {}
+        """As `Batches`: to be sent before the buffers are used again. None is empty."""
+        self.rooms: dict[LinkId, int] = {}
+        self._room = room
+
+    def free(self, carrier: LinkId) -> int:
+        """Room that is left on this link of the driver."""
+        if carrier not in self.rooms:
+            self.rooms[carrier] = self._room(carrier)
+        return self.rooms[carrier]
 
 
 class Relaying:
@@ -43,54 +64,88 @@ class Relaying:
     # --- passing on ------------------------------------------------------------------------------
 
     def pass_on(self, link: LinkId, header: Header, body: Buffer, now: float) -> None:
-        """A message on its way over this node, or one that has no business here."""
+        """A message on its way over this node, or one that has no business here: queued, or dropped."""
+        found = self._onward(link, header, now)
+        if found is not None:
+            self._queue(header, body, found[0], now)
+
+    def pass_run(self, link: LinkId, run: Run, passing: Passing, now: float) -> None:
+        """As `pass_on` for each; what need not wait is not queued but goes to `passing` as it lies."""
+        table, queues, counters = self._table, self.relay.queues, self.relay.counters
+        reseal, stamp = table.codec.reseal, self._stamp(now)
+        for header, body in run.messages():
+            found = self._onward(link, header, now)
+            if found is None:
+                continue
+            onward, carrier = found
+            free = passing.free(carrier)
+            if onward.id in queues or free <= 0:
+                self._queue(header, body, onward, now)
+                continue
+            size = len(body)
+            passing.rooms[carrier] = free - size
+            batch = passing.batches.setdefault(carrier, [])
+            batch += (reseal(header, header.hop2 == table.me, stamp), body)
+            counters.passed += 1
+            counters.passed_bytes += size
+            if now >= onward.passed_at + NOTE_EVERY_S:
+                onward.passed_at = now
+                onward.is_onward = True
+                table.touch(onward)
+
+    def _onward(self, link: LinkId, header: Header, now: float) -> tuple[Peer, LinkId] | None:
+        """To whom, and over which link, this message goes on; None: not at all, and its origin is told."""
         table = self._table
         ends = next_hop(header, table.me)
         entry = table.links.get(link)
         if ends is None or entry is None or entry.peer is None or entry.peer.id != ends[0]:
             table.counters.misdirected += 1
             self.relay.counters.misrouted += ends is not None
-            return
+            return None
         if not self.relay.freshness.admit(header):
             self.relay.counters.stale += 1
             boot = self.relay.freshness.boot_of(header.origin, header.destination)
             if header.boot < boot and table.is_stamp_recent(header, now):
                 self._tell_unreachable(header, ends[1], Reason.OLD_BOOT, 0, now, boot)
-            return
+            return None
         onward = table.peers.get(ends[1])
         state = onward.contact.carrier() if onward is not None else None
         if onward is None or state is None:
             self._tell_unreachable(header, ends[1], Reason.NO_LINK, 0, now)
-            return
+            return None
         size_max = table.links[state.link].size_max
         if header.length > size_max + OVERHEAD:
             self._tell_unreachable(header, ends[1], Reason.TOO_LARGE, size_max, now)
-            return
-        self.relay.put(header, bytes(body), ends[1], now)
-        onward.is_onward = True
-        table.touch(onward)
+            return None
+        return onward, state.link
 
-    def take(
-        self,
-        peer: Peer,
-        room: Callable[[LinkId], int],
-        out: list[tuple[LinkId, list[bytes]]],
-        now: float,
-    ) -> None:
-        """What waits for this neighbour, as far as its link has room."""
+    def _queue(self, header: Header, body: Buffer, onward: Peer, now: float) -> None:
+        self.relay.put(header, bytes(body), onward.id, now)
+        onward.is_onward = True
+        self._table.touch(onward)
+
+    def _stamp(self, now: float) -> bytes:
+        return (int((now + self._table.wall_s) * 1000) & STAMP_MASK).to_bytes(3, "big")
+
+    def take(self, peer: Peer, room: Room, out: Batches, now: float) -> None:
+        """What waits for this neighbour, as far as its link has room; notes that something passed."""
         state = peer.contact.carrier()
         if state is None:
             return  # `neighbour_lost` has emptied the queue
-        stamp = (int((now + self._table.wall_s) * 1000) & STAMP_MASK).to_bytes(3, "big")
-        reseal = self._table.codec.reseal
-        batch: list[bytes] = []
-        for waiting in self.relay.take(peer.id, room(state.link), now):
-            batch += (reseal(waiting.header, waiting.is_second, stamp), waiting.body)
-        peer.is_onward = peer.id in self.relay.queues
-        if batch:
+        is_waiting = peer.id in self.relay.queues
+        if is_waiting:
+            stamp, reseal = self._stamp(now), self._table.codec.reseal
+            batch: list[bytes] = []
+            for waiting in self.relay.take(peer.id, room(state.link), now):
+                batch += (reseal(waiting.header, waiting.is_second, stamp), waiting.body)
+            peer.is_onward = peer.id in self.relay.queues
+            if not batch:
+                return
             out.append((state.link, batch))
-            peer.contact.used(state, now)
-            peer.contact.sent(state, False, now)
+        else:
+            peer.is_onward = False
+        peer.contact.used(state, now)
+        peer.contact.sent(state, False, now)
 
     def neighbour_lost(self, peer: Peer, now: float) -> list[Loss]:
         """The last direct link to it is gone: nothing goes over it, nor on to it."""

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final
 
 from uservpn.errors import Fault
 from uservpn.mesh.liveness import LinkState
-from uservpn.node.relaying import Relaying
+from uservpn.node.relaying import Batches, Relaying, Room
 from uservpn.node.scheduling import OWED_MAX, OWED_START, Choice
 from uservpn.node.sizing import Sizing
 from uservpn.node.table import Peer, Table
 from uservpn.tunnel.path import Path
 from uservpn.tunnel.tunnel import ALL_LANES, BULK_ONLY, FIRST_ONLY, PROBE_ONLY, REPORT_ONLY
-from uservpn.types import LinkId
 from uservpn.wire.constants import HEADER_SIZE, STAMP_MASK, TAG_SIZE, Kind
 from uservpn.wire.session import TIME_SIZE
 
@@ -28,9 +26,6 @@ RELAYED_SIZE_MAX: Final = 1 << 16
 
 MESSAGE_OVERHEAD: Final = HEADER_SIZE + TAG_SIZE
 
-Room = Callable[[LinkId], int]
-Batches = list[tuple[LinkId, list[bytes]]]
-"""Per link of the driver: headers and sealed payloads in the order to send them."""
 Sealing = tuple[bytes, int]
 """Stamp and wall clock of what is sealed now."""
 

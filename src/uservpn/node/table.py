@@ -135,7 +135,9 @@ class Peer:
         self.sent_over = LinkId(0)
         """The link that carried the last messages of the tunnel."""
         self.is_onward = False
-        """Messages of others wait to be passed on to it."""
+        """Messages of others wait to be passed on to it, or were without waiting."""
+        self.passed_at = 0.0
+        """When it was last noted that some passed without waiting."""
         self.relayed_bytes = 0
         """Wire bytes of the tunnel that left over relays."""
         self.schedule = Schedule()

@@ -221,19 +221,20 @@ class Driver:
 
     def link_message(self, link: Link, header: Header, body: Buffer) -> None:
         """A message with a genuine header."""
-        now = monotonic()
-        if now - self._wall_at > _CLOCKS_S:  # before it is judged whether the message is fresh
-            self._look_at_clocks(now)
-        self.node.receive(link.id, header, body, now)
-        self.kick()
+        self.link_runs(link, (Run(header, (body,)),))
 
     def link_runs(self, link: Link, runs: Sequence[Run]) -> None:
-        """Messages with genuine headers: one look at the clock and one flush for all."""
+        """Messages with genuine headers: one look at the clock and one flush for all.
+
+        None where they only passed on to others, from the buffers in which they came.
+        """
         now = monotonic()
-        if now - self._wall_at > _CLOCKS_S:
+        if now - self._wall_at > _CLOCKS_S:  # before it is judged whether they are fresh
             self._look_at_clocks(now)
-        self.node.receive_batch(link.id, runs, now)
-        self.kick()
+        for to, batch in self.node.receive_batch(link.id, runs, self._room, now):
+            self.links[to].send(batch)
+        if self.node.has_work():
+            self.kick()
 
     def link_progress(self, link: Link) -> None:
         """Part of a large message arrived."""

@@ -35,7 +35,7 @@ from uservpn.sim.link import (
 from uservpn.sim.network import Batch, End, Host
 from uservpn.tunnel.events import Data, Finished, Offered, Opened, Reset, Room
 from uservpn.types import LinkId, NodeId
-from uservpn.wire.header import Header, HeaderCodec
+from uservpn.wire.header import Header, HeaderCodec, Run
 
 if TYPE_CHECKING:
     from uservpn.sim.world import World
@@ -284,7 +284,10 @@ class Member:
             header = self.codec.open(head)
             if header is not None:
                 world.note(self.seat.node, "got", link.id, header[0:7])
-                self.node.receive(link.id, header, body, world.agenda.now)
+                message = (Run(header, (body,)),)
+                now = world.agenda.now
+                for to, flat in self.node.receive_batch(link.id, message, self._room, now):
+                    self._send(to, [bytes(part) for part in flat])
         self.settle()
 
     def link_writable(self, link: Link) -> None:
