@@ -16,11 +16,11 @@ CHUNK = 64 * 1024
 CHUNKS = 32
 SEND_CALLS_MAX = 27
 """Queue, take, number, seal: per chunk."""
-RECEIVE_CALLS_MAX = 44
+RECEIVE_CALLS_MAX = 43
 """Open the header, decrypt, parse, deliver, give credit: per chunk."""
 
-DATAGRAM_SEND_CALLS_MAX = 11
-DATAGRAM_RECEIVE_CALLS_MAX = 12
+DATAGRAM_SEND_CALLS_MAX = 7
+DATAGRAM_RECEIVE_CALLS_MAX = 10
 """As above, for one datagram; the header is opened by the link (tests/unit/test_udp_link.py)."""
 
 

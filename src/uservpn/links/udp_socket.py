@@ -24,7 +24,7 @@ from uservpn.links.base import LinkCaps, LinkOwner
 from uservpn.links.knock import Knock
 from uservpn.types import Buffer, LinkId
 from uservpn.wire.constants import HEADER_SIZE, KIB, MIB, TAG_SIZE
-from uservpn.wire.header import HeaderCodec, Run
+from uservpn.wire.header import RUN_MIN, HeaderCodec, Run
 
 log: Final = logging.getLogger("uservpn")
 ROOM: Final = 256 * KIB
@@ -37,8 +37,6 @@ BUFFER_SIZE: Final = 4 * BUFFER_START
 """Read into by all sockets of a node, in turns; grows with the first large read."""
 GRIDS_MAX: Final = 4
 """Sizes of datagrams for which views of the buffer are kept."""
-RUN_MIN: Final = 4
-"""Fewer datagrams of one read are opened one by one: opening them together has its own cost."""
 TURN_SIZE: Final = MIB
 """Bytes read before the event loop has its turn."""
 TURN_COUNT: Final = 256
@@ -92,7 +90,7 @@ class Landing:
         Bursts lie at the same places again and again: those views are made once.
         """
         index, off = divmod(start, segment)
-        if off:
+        if off or count < RUN_MIN:
             return self._cut(start, segment, count)
         grid = self._grids.get(segment)
         if grid is None:
@@ -455,30 +453,26 @@ class UdpSocket:
 
     def _open(self, stretch: Stretch, runs: list[Run]) -> None:
         """Appends the genuine messages."""
-        landing, codec, segment = self._landing, self.codec, stretch.segment
-        start, end = stretch.start, stretch.end
-        while (count := min((end - start) // segment, COUNT_MAX)) >= RUN_MIN:
-            if segment < MESSAGE_MIN:
-                break
-            opened = codec.open_runs(landing.view[start:], count, segment)
-            if opened is None:
-                break
-            bodies = landing.bodies(start, segment, count)
+        start, end, segment = stretch.start, stretch.end, stretch.segment
+        while start < end:
+            count = min((end - start) // segment, COUNT_MAX)
+            if not count:  # the last one
+                count, segment = 1, end - start
+            self._open_alike(start, segment, count, runs)
             start += count * segment
-            for header, length in opened:
-                if header.length == segment - HEADER_SIZE:
-                    runs.append(Run(header, bodies[:length]))
-                else:
-                    self.counters.foreign += length
-                bodies = bodies[length:]
-        for at in range(start, end, segment):
-            body, behind = at + HEADER_SIZE, min(end, at + segment)
-            if behind - at >= MESSAGE_MIN:
-                single = codec.open(landing.view[at:body])
-                if single is not None and single.length == behind - body:
-                    runs.append(Run(single, (landing.view[body:behind],)))
-                    continue
-            self.counters.foreign += 1
+
+    def _open_alike(self, start: int, segment: int, count: int, runs: list[Run]) -> None:
+        """Appends the genuine messages among datagrams of one size."""
+        if segment < MESSAGE_MIN:
+            self.counters.foreign += count
+            return
+        bodies = self._landing.bodies(start, segment, count)
+        for header, length in self.codec.open_runs(self._landing.view[start:], count, segment):
+            if header is not None and header.length == segment - HEADER_SIZE:
+                runs.append(Run(header, bodies[:length]))
+            else:
+                self.counters.foreign += length
+            bodies = bodies[length:]
 
     def _not_read(self, error: OSError) -> None:
         """A read failed: no reason to end, but none to spin either."""

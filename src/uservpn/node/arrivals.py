@@ -20,7 +20,7 @@ from uservpn.node.numbers import Numbers
 from uservpn.node.options import CloseWanted
 from uservpn.node.reach import Reach
 from uservpn.node.relaying import Passing, Relaying, Room
-from uservpn.node.table import Peer, Table
+from uservpn.node.table import LinkEntry, Peer, Table
 from uservpn.types import Buffer, LinkId, NodeId
 from uservpn.wire.constants import CLAIMED_KINDS, FLAG_BOUND, Kind
 from uservpn.wire.header import Header, Run
@@ -67,7 +67,9 @@ class Arrivals:
             else:
                 self._table.counters.misdirected += 1
             return
-        peer = self._table.touched[header.origin] = self._table.peer(NodeId(header.origin))
+        origin = NodeId(header.origin)
+        peer = self._table.peers.get(origin) or self._table.peer(origin)
+        self._table.touched[origin] = peer
         session = peer.session
         boot = session.peer_boot
         if header.boot != boot and boot and self._numbers.judge(peer, link, header, body, now):
@@ -89,7 +91,7 @@ class Arrivals:
     def receive_batch(
         self, link: LinkId, runs: Sequence[Run], room: Room, now: float
     ) -> Iterable[tuple[LinkId, list[Buffer]]]:
-        """As `receive` for each message, at less cost: what a peer's first one told need not be told again.
+        """As `receive` for each message, at less cost: what all have in common is looked at once.
 
         That is whose link it is, that it was heard, and how long its stamps were under way. Messages of
         others that need not wait are returned, payloads where they lie, for the driver to send at once.
@@ -131,15 +133,7 @@ class Arrivals:
                     self._table.events.append(CloseWanted(link))
                 return
             self._table.bind(link, entry, peer, False, entry.remote, now)
-        assert entry.state is not None
-        peer.contact.heard(entry.state, now)
-        if entry.hops:
-            if self._reach.may_meet(peer, now):
-                self._reach.meet(peer, link, now)
-        elif not peer.is_neighbour:
-            self._linking.neighbour_up(peer, now)
-        if now >= peer.sample_at:
-            self._flights.heard(peer, link, entry, header, now)
+        self._heard(peer, link, entry, header, now)
         kind = header.kind
         if kind == Kind.DATA:
             if entry.hops:
@@ -158,20 +152,38 @@ class Arrivals:
     # --- inside ----------------------------------------------------------------------------------
 
     def _receive_run(self, link: LinkId, run: Run, now: float) -> int:
-        """Tunnel messages of a peer that was just heard on its link; how many of the run's were."""
+        """Tunnel messages of the peer whose link it is; how many of the run, from the first on, were."""
         entry = self._table.links.get(link)
-        if entry is None or entry.peer is None or entry.state is None:
+        if len(run.bodies) == 1 or entry is None or entry.peer is None or entry.state is None:
             return 0
-        if entry.state.heard_at != now:
-            return 0
-        peer = self._table.touched[entry.peer.id] = entry.peer
+        peer = entry.peer
         payloads = peer.session.open_run(run)
-        if run.header.kind == Kind.DATA and payloads:
+        if not payloads:
+            return 0
+        self._table.touch(peer)
+        peer.is_greeted = True
+        if entry.state.heard_at != now:
+            self._heard(peer, link, entry, run.header, now)
+        if run.header.kind == Kind.DATA:
             self._act_run(peer, link, payloads, entry.is_lossy, now)
         else:
             for payload in payloads:
                 self._act_tunnel(peer, link, run.header.kind, payload, entry.is_lossy, now)
         return len(payloads)
+
+    def _heard(
+        self, peer: Peer, link: LinkId, entry: LinkEntry, header: Header, now: float
+    ) -> None:
+        """The peer has sent something over its link: what follows from that, whatever it was."""
+        assert entry.state is not None
+        peer.contact.heard(entry.state, now)
+        if entry.hops:
+            if self._reach.may_meet(peer, now):
+                self._reach.meet(peer, link, now)
+        elif not peer.is_neighbour:
+            self._linking.neighbour_up(peer, now)
+        if now >= peer.sample_at:
+            self._flights.heard(peer, link, entry, header, now)
 
     def _act_tunnel(
         self, peer: Peer, link: LinkId, kind: int, payload: bytes, is_lossy: bool, now: float

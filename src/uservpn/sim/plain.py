@@ -13,7 +13,8 @@ from zlib import crc32
 from cryptography.exceptions import InvalidTag
 
 from uservpn.types import Buffer
-from uservpn.wire.constants import FIELDS_SIZE, HEADER_SIZE, TAG_SIZE, WATERMARK_SIZE
+from uservpn.wire.constants import FIELDS_SIZE, TAG_SIZE, WATERMARK_SIZE
+from uservpn.wire.siv import NUMBER_SHIFT
 
 _PayloadKey = tuple[bytes, int, int, int, bool]
 
@@ -54,25 +55,11 @@ class PlainSiv:
             raise InvalidTag
         return fields
 
-    def seal_run(self, fields: bytes, step: int, count: int) -> list[bytes]:
-        """Headers whose second halves grow by `step`."""
-        half = len(fields) // 2
-        first = int.from_bytes(fields[half:], "big")
-        seconds = range(first, first + step * count, step)
-        return [self.encrypt(fields[:half] + n.to_bytes(half, "big"), None) for n in seconds]
-
-    def open_all(self, sealed: Buffer, count: int, apart: int) -> tuple[bytes, bytes] | None:
-        """The two halves of all fields, or None."""
-        view = memoryview(sealed)
-        try:
-            fields = [
-                self.decrypt(view[start : start + HEADER_SIZE], None)
-                for start in range(0, count * apart, apart)
-            ]
-        except InvalidTag:
-            return None
-        half = FIELDS_SIZE // 2
-        return b"".join(one[:half] for one in fields), b"".join(one[half:] for one in fields)
+    def seal_run(self, fields: bytes, count: int) -> bytes:
+        """Headers whose numbers count up."""
+        first = int.from_bytes(fields, "big")
+        numbers = range(first, first + (count << NUMBER_SHIFT), 1 << NUMBER_SHIFT)
+        return b"".join(self.encrypt(one.to_bytes(FIELDS_SIZE, "big"), None) for one in numbers)
 
 
 class PlainAead:

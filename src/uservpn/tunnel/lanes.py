@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from operator import add
 from typing import Final
 
+from uservpn.kit.series import COUNT_MAX, repeated
 from uservpn.tunnel import limits
 from uservpn.tunnel.events import Room
 from uservpn.tunnel.outbox import Outbox
@@ -180,21 +182,20 @@ class Lanes:
         self, stream: Stream, item: bytearray, new: list[Buffer], most: int, piece: int
     ) -> int:
         """Messages of at most `piece` bytes of a chunk's rest; about `most` bytes of it, which it returns."""
-        pack = frames.SEQ_DATA_HEAD.pack
-        data, stream_id, join = frames.DATA, stream.id, b"".join
-        view = memoryview(item)
         start = HEAD_SIZE + stream.head_at
         # whole pieces, so that only a chunk's or credit's last one is short
         pieces = -(-most // piece)
         stop = min(len(item), start + pieces * piece, start + stream.send_limit - stream.sent_size)
         seq = self._outbox.next_seq + len(new)
-        offset = stream.sent_size - start
-        for at in range(start, stop, piece):
-            end = at + piece
-            if end > stop:
-                end = stop
-            new.append(join((pack(seq, data, stream_id, offset + at, end - at), view[at:end])))
-            seq += 1
+        offset, at = stream.sent_size, start
+        while at < stop:
+            count = min((stop - at) // piece, COUNT_MAX)
+            if not count:  # the last one
+                count, piece = 1, stop - at
+            heads = frames.data_heads(seq, stream.id, offset, piece, count)
+            new += map(add, heads, repeated(f"{piece}s", count).unpack_from(item, at))
+            size = count * piece
+            seq, offset, at = seq + count, offset + size, at + size
         if stop == len(item):
             assert stream.queue is not None
             stream.queue.popleft()

@@ -5,7 +5,11 @@ One loop, without a table of functions, because it is on the bulk path.
 
 from __future__ import annotations
 
+from operator import itemgetter
+from typing import Final
+
 from uservpn.errors import Fault, PeerFault
+from uservpn.kit.series import COUNT_MAX, alike
 from uservpn.tunnel import limits
 from uservpn.tunnel.delivery import Delivery
 from uservpn.tunnel.events import Offered, Opened, Reset
@@ -15,6 +19,10 @@ from uservpn.tunnel.outbox import Outbox
 from uservpn.tunnel.stream import Stream
 from uservpn.tunnel.streams import StreamTable
 from uservpn.wire import frames
+from uservpn.wire.constants import NUMBER_MAX
+
+_HEAD: Final = itemgetter(slice(HEAD_SIZE))
+_BYTES: Final = itemgetter(slice(HEAD_SIZE, None))
 
 
 class Reader:
@@ -96,39 +104,26 @@ class Reader:
 
     def read_pieces(self, payloads: list[bytes], index: int, now: float, is_lossy: bool) -> int:
         """From `index` on, messages that follow each other and hold a stream's next bytes each; how many."""
-        unpack = frames.SEQ_DATA_HEAD.unpack_from
         payload = payloads[index]
-        if len(payload) <= HEAD_SIZE + limits.PAD_MAX:
+        length = len(payload)
+        if length <= HEAD_SIZE + limits.PAD_MAX:
             return 0
-        first, kind, stream_id, start, size = unpack(payload)
-        if kind != frames.DATA or HEAD_SIZE + size != len(payload):
+        seq, kind, stream_id, start, size = frames.SEQ_DATA_HEAD.unpack_from(payload)
+        if kind != frames.DATA or HEAD_SIZE + size != length or max(seq, start) > NUMBER_MAX:
             return 0
         stream = self._table.by_id.get(stream_id)
         if stream is None or not stream.is_known:
             return 0
-        pieces = [memoryview(payload)[HEAD_SIZE:]]
-        seq, end = first + 1, start + size
-        for payload in payloads[index + 1 :]:
-            length = len(payload)
-            if length <= HEAD_SIZE:
-                break
-            other, kind, number, offset, size = unpack(payload)
-            if (
-                other != seq
-                or kind != frames.DATA
-                or number != stream_id
-                or offset != end
-                or HEAD_SIZE + size != length
-            ):
-                break
-            pieces.append(memoryview(payload)[HEAD_SIZE:])
-            seq += 1
-            end += size
-        count = len(pieces)
-        wire = end - start + count * HEAD_SIZE
-        if not self._inbox.admit_run(first, count, wire, now, is_lossy):
+        some = payloads[index : index + COUNT_MAX]
+        some = some[: alike(list(map(len, some)), [length] * len(some))]
+        wanted = frames.data_heads(seq, stream_id, start, size, len(some))
+        count = alike(tuple(map(_HEAD, some)), wanted)
+        if not self._inbox.admit_run(seq, count, count * length, now, is_lossy):
             return 0
-        self._delivery.deliver(stream, start, pieces[0] if count == 1 else b"".join(pieces))
+        chunk = (
+            b"".join(map(_BYTES, some[:count])) if count > 1 else memoryview(payload)[HEAD_SIZE:]
+        )
+        self._delivery.deliver(stream, start, chunk)
         return count
 
     # --- inside ----------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from itertools import repeat
 from typing import Final
 
 from uservpn.errors import Fault, PeerFault, StreamFault
@@ -315,7 +316,7 @@ class Tunnel:
             self._ask_due = self._ask_due and not is_first
         if new:
             outbox.keep(new, sum(map(len, new)), path, now)
-            out += [(Kind.DATA, payload) for payload in new]
+            out += zip(repeat(Kind.DATA), new)
         path.note_end(is_first and self._lanes.has_data(), now)
         return out
 

@@ -12,6 +12,7 @@ from itertools import chain
 from typing import Final
 
 from uservpn.errors import Fault, PeerFault
+from uservpn.kit.series import counted, repeated, series
 from uservpn.types import Buffer
 
 PAD: Final = 0
@@ -27,6 +28,7 @@ WANT: Final = 8
 SEQ: Final = struct.Struct(">Q")
 DATA_HEAD: Final = struct.Struct(">BIQI")  # type, stream, offset, length | bytes
 SEQ_DATA_HEAD: Final = struct.Struct(">QBIQI")
+_LENGTH_SIZE: Final = 4
 OPEN_HEAD: Final = struct.Struct(">BIIHB")  # type, stream, window, port, host length | host
 OPENED_HEAD: Final = struct.Struct(">BIBIB")  # type, stream, fault, window, detail length | detail
 FIN_FRAME: Final = struct.Struct(">BIQ")  # type, stream, final offset
@@ -55,6 +57,18 @@ def open_frame(stream: int, window: int, host: bytes, port: int) -> bytes:
 def opened_frame(stream: int, fault: Fault, window: int, detail: bytes) -> bytes:
     """OPENED: how the exit's dial ended."""
     return OPENED_HEAD.pack(OPENED, stream, fault, window, len(detail)) + detail
+
+
+def data_heads(seq: int, stream: int, offset: int, size: int, count: int) -> tuple[bytes, ...]:
+    """What is in front of the bytes in `count` messages (at most COUNT_MAX): neighbouring pieces of `size`.
+
+    Sequences stay below 2**63, offsets too.
+    """
+    first = int.from_bytes(SEQ_DATA_HEAD.pack(seq, DATA, stream, offset, size), "big")
+    width = SEQ_DATA_HEAD.size
+    heads = series(first, count, width, 8 * (width - SEQ.size))  # the sequence counts up
+    heads += counted(count, width) * size << 8 * _LENGTH_SIZE  # and so does the offset, by `size`
+    return repeated(f"{width}s", count).unpack(heads.to_bytes(count * width, "big"))
 
 
 def runs_of(start: int, ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -17,15 +17,17 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
+from hmac import compare_digest
 from typing import Final, NamedTuple
 
 from cryptography.exceptions import InvalidTag
 
-from uservpn.kit.series import ones, series
+from uservpn.kit.series import COUNT_MAX, repeated
 from uservpn.types import Buffer
 from uservpn.wire.constants import (
     ASSOCIATED_SIZE,
     FIELDS_SIZE,
+    HEADER_SIZE,
     KIND_MASK,
     PAYLOAD_SIZE_MAX,
 )
@@ -40,10 +42,9 @@ _new: Final = tuple.__new__
 NO_STAMP: Final = b"\0\0\0"
 NUMBER_AT: Final = 15
 """Where the number begins in the fields."""
-_HALF: Final = FIELDS_SIZE // 2
-NUMBER_STEP: Final = 1 << 8 * (FIELDS_SIZE - ASSOCIATED_SIZE)
-"""One more in the number, in the fields' second half, which holds all but its highest byte."""
-_NUMBERS: Final = 1 << 8 * (ASSOCIATED_SIZE - _HALF)
+RUN_MIN: Final = 6
+"""Fewer headers are sealed, or opened, one by one: a run has a cost of its own."""
+_NUMBERS: Final = 1 << 8 * (ASSOCIATED_SIZE - FIELDS_SIZE // 2)
 _DATAGRAM: Final = [b"uservpn datagram"]
 """Associated data: nothing sealed so opens as a header, nor the other way round."""
 
@@ -115,22 +116,8 @@ def pack_fields(
 
 
 def run_max(number: int) -> int:
-    """How many headers, of messages from `number` on, differ in the fields' second half only."""
-    return _NUMBERS - number % _NUMBERS
-
-
-def _alike(firsts: bytes, seconds: bytes) -> int:
-    """How many headers, from the first on, are a run, by the halves of their fields."""
-    head = int.from_bytes(seconds[:_HALF], "big")
-    count = min(len(seconds) // _HALF, _NUMBERS - head // NUMBER_STEP)
-    size = count * _HALF
-    same = int.from_bytes(firsts[:_HALF], "big") * ones(count, _HALF)
-    counted = series(head, NUMBER_STEP, count, _HALF)
-    other = int.from_bytes(firsts[:size], "big") ^ same
-    other |= int.from_bytes(seconds[:size], "big") ^ counted
-    return count - -(
-        -other.bit_length() // (8 * _HALF)
-    )  # the highest bit is of the first other one
+    """How long a run from `number` on may be at most: headers are sealed together within 2**40 numbers."""
+    return min(COUNT_MAX, _NUMBERS - number % _NUMBERS)
 
 
 class HeaderCodec:
@@ -174,46 +161,9 @@ class HeaderCodec:
                 self.stranger_count += 1
                 return None
             fields, slot = other
-        header = self._header(fields, slot)
-        if header is None:
-            self.stranger_count += 1
-        return header
-
-    def seal_run(self, fields: bytes, count: int) -> list[bytes]:
-        """Headers of a run that begins with these fields; see `run_max` for how long it may be."""
-        return self._sivs[0].seal_run(fields, NUMBER_STEP, count)
-
-    def open_runs(self, data: Buffer, count: int, apart: int) -> list[tuple[Header, int]] | None:
-        """`count` headers (at most COUNT_MAX), one every `apart` bytes, as runs: the first one, how many.
-
-        None: not all of them open with one key. `open` tells which do.
-        """
-        for slot, siv in enumerate(self._sivs):
-            halves = siv.open_all(data, count, apart)
-            if halves is not None:
-                return self._runs(*halves, count, slot)
-        return None
-
-    def _runs(
-        self, firsts: bytes, seconds: bytes, count: int, slot: int
-    ) -> list[tuple[Header, int]] | None:
-        """The fields' halves of `count` headers as runs; None: one of them is absurd."""
-        runs: list[tuple[Header, int]] = []
-        start = 0
-        while start < count:
-            first, second = firsts[_HALF * start :], seconds[_HALF * start :]
-            header = self._header(first[:_HALF] + second[:_HALF], slot)
-            if header is None:
-                return None
-            length = _alike(first, second)
-            runs.append((header, length))
-            start += length
-        return runs
-
-    def _header(self, fields: bytes, slot: int) -> Header | None:
-        """The fields of a genuine header; None: absurd ones."""
         mixed, origin, destination, length, boot, low, t0, t1, t2 = _unpack(fields)
         if length > PAYLOAD_SIZE_MAX or not 0 < origin < 255 or not 0 < destination < 255:
+            self.stranger_count += 1
             return None
         return _new(  # what Header(...) does, without the call in Python
             Header,
@@ -234,6 +184,35 @@ class HeaderCodec:
                 slot,
             ),
         )
+
+    def seal_run(self, fields: bytes, count: int) -> bytes:
+        """`count` headers, one behind the other: numbers count up from that of `fields` (`run_max`)."""
+        return self._sivs[0].seal_run(fields, count)
+
+    def open_runs(self, data: Buffer, count: int, apart: int) -> list[tuple[Header | None, int]]:
+        """`count` headers, one every `apart` bytes, as runs: the first one, how many; None: not of ours.
+
+        SIV is deterministic. So one header of a burst is opened, those behind it are sealed as they should be
+        if the numbers count up, and what came is compared with that. Where that goes wrong again and again,
+        as with numbers in disorder, it is tried ever less often.
+        """
+        heads = repeated(f"{HEADER_SIZE}s{apart - HEADER_SIZE}x", count).unpack_from(data)
+        runs: list[tuple[Header | None, int]] = []
+        at = again_at = misses = 0
+        guess = count
+        while at < count:
+            header = self.open(heads[at])
+            length = 1
+            if header is not None and at >= again_at and count - at >= RUN_MIN:
+                guess = min(guess, count - at, run_max(header.number))
+                wanted = self._sivs[header.slot].seal_run(_fields_of(header), guess)
+                length = _common(heads[at : at + guess], wanted)
+                misses = misses + 1 if length < RUN_MIN else 0
+                again_at = at + (RUN_MIN << misses if misses else 0)
+                guess = count if length == guess else max(2 * length, RUN_MIN)
+            runs.append((header, length))
+            at += length
+        return runs
 
     def _open_with_others(self, data: Buffer) -> tuple[bytes, int] | None:
         """The fields, and which of the keys but the first has sealed them."""
@@ -266,3 +245,20 @@ class HeaderCodec:
                 return plain[4 + plain[3] :]
         self.stranger_count += 1
         return None
+
+
+def _fields_of(header: Header) -> bytes:
+    """The fields of an opened header."""
+    hops = bytes((header.hop1, header.hop2))
+    stamps = (header.stamp, header.stamp_hop1, header.stamp_hop2)
+    return b"".join((header.associated, hops, *stamps))
+
+
+def _common(heads: Sequence[bytes], wanted: bytes) -> int:
+    """How many headers, from the first one on, are as they should be."""
+    if compare_digest(b"".join(heads), wanted):
+        return len(heads)
+    for index, head in enumerate(heads):
+        if not compare_digest(head, wanted[HEADER_SIZE * index : HEADER_SIZE * (index + 1)]):
+            return index
+    return len(heads)

@@ -41,14 +41,8 @@ class HeaderCipher(Protocol):
     def decrypt(self, data: Buffer, associated_data: list[bytes] | None, /) -> bytes:
         """The fields."""
 
-    def seal_run(self, fields: bytes, step: int, count: int) -> list[bytes]:
-        """`count` headers: the fields' second half, as a number, grows by `step` from each to the next."""
-
-    def open_all(self, sealed: Buffer, count: int, apart: int) -> tuple[bytes, bytes] | None:
-        """First halves and second halves of the fields of `count` headers, one every `apart` bytes.
-
-        None: they do not open, or not all.
-        """
+    def seal_run(self, fields: bytes, count: int) -> bytes:
+        """`count` headers, one behind the other, whose numbers count up (wire/siv.py)."""
 
 
 class Ring(Protocol):

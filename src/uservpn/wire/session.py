@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import groupby
 from typing import Final, NamedTuple
 
 from cryptography.exceptions import InvalidTag
 
-from uservpn.kit.series import COUNT_MAX, records
+from uservpn.kit.series import records, repeated
 from uservpn.types import Buffer
 from uservpn.wire.constants import (
     ASSOCIATED_SIZE,
@@ -27,14 +28,22 @@ from uservpn.wire.constants import (
     TAG_SIZE,
     Kind,
 )
-from uservpn.wire.header import FIELDS, NO_STAMP, NUMBER_AT, Header, HeaderCodec, Run, run_max
+from uservpn.wire.header import (
+    FIELDS,
+    NO_STAMP,
+    NUMBER_AT,
+    RUN_MIN,
+    Header,
+    HeaderCodec,
+    Run,
+    run_max,
+)
 from uservpn.wire.keys import Cipher, Ring
 from uservpn.wire.replay import ReplayWindow
 
 _pack: Final = FIELDS.pack
-RUN_MIN: Final = 8
-"""Fewer messages are sealed one by one: a run has its own cost."""
 NONCE_SIZE: Final = 12
+NUMBER_SIZE: Final = 6
 TIME_SIZE: Final = 8
 """Bytes in front of the payload of a first contact."""
 
@@ -166,19 +175,18 @@ class Session:
         """As `seal_batch`, where some may be of one kind and length."""
         out: list[bytes] = []
         kinds, payloads = zip(*messages, strict=True)
-        sizes = list(map(len, payloads))
-        index, count = 0, len(messages)
-        while index < count:
-            kind, size = kinds[index], sizes[index]
-            most = min(count, index + COUNT_MAX, index + run_max(self._number))
-            end = index + 1
-            while end < most and sizes[end] == size and kinds[end] == kind:
-                end += 1
-            if end - index < RUN_MIN:
-                out += self.seal_batch(messages[index:end], stamp, 0, hops)
-            else:
-                out += self._seal_run(kind, payloads[index:end], stamp, hops)
-            index = end
+        index = 0
+        for _, same in groupby(map(len, payloads)):
+            behind = index + len(list(same))
+            while index < behind:
+                end = min(behind, index + run_max(self._number))
+                kind = kinds[index]
+                if end - index < RUN_MIN or kinds[index:end].count(kind) < end - index:
+                    end = min(end, index + RUN_MIN - 1)
+                    out += self.seal_batch(messages[index:end], stamp, 0, hops)
+                else:
+                    out += self._seal_run(kind, payloads[index:end], stamp, hops)
+                index = end
         return out
 
     def _seal_run(
@@ -194,7 +202,7 @@ class Session:
         )  # fmt: skip
         nonces, known = _counted(number, fields[:NUMBER_AT], self._peer_boot_bytes, count)
         out: list[bytes] = [b""] * (2 * count)
-        out[0::2] = self._seal_headers(fields, count)
+        out[0::2] = repeated("48s", count).unpack(self._seal_headers(fields, count))
         out[1::2] = map(self._encrypt, nonces, payloads, known)
         return out
 
@@ -330,10 +338,14 @@ def _counted(
 
     `before` stands in front of the number in their headers, `boot` is the one they are bound to.
     """
-    known = int.from_bytes(before + number.to_bytes(6, "big") + boot, "big")
+    numbers = records(number, count, NUMBER_SIZE)
+    lead = bytes(NONCE_SIZE - NUMBER_SIZE)
+    nonces = lead + lead.join(numbers)
+    known = b"".join((before, (boot + before).join(numbers), boot))  # before, number, boot of each
+    size = len(before) + NUMBER_SIZE + len(boot)
     return (
-        records(number, 1, count, NONCE_SIZE),
-        records(known, 1 << 8 * len(boot), count, len(before) + 6 + len(boot)),
+        repeated(f"{NONCE_SIZE}s", count).unpack(nonces),
+        repeated(f"{size}s", count).unpack(known),
     )
 
 

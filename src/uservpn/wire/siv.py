@@ -8,30 +8,39 @@ down to five block operations, under the key's halves K1 and K2:
 
 and the sealed header is V, A', B'. One by one, most of the time goes into setting up the library's cipher for
 each; here each step is one call for all headers: ECB over blocks side by side, and one exclusive-or of
-large integers. A single header, or something of another length, is the library's own AESSIV; the tests hold
-one against the other.
+large integers. Headers of a burst have their first block in common. A single header, or something of another
+length, is the library's own AESSIV; the tests hold one against the other.
 """
 
 from __future__ import annotations
 
-from hmac import compare_digest
 from typing import Final
 
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESSIV
 
-from uservpn.kit.series import ones, repeated, series
-from uservpn.types import Buffer
-from uservpn.wire.constants import HEADER_SIZE
+from uservpn.kit.series import COUNT_MAX, ones, series
+from uservpn.wire.constants import ASSOCIATED_SIZE, FIELDS_SIZE, HEADER_SIZE
 
 BLOCK: Final = 16
-_MASK: Final = (1 << 8 * BLOCK) - 1 ^ (1 << 63 | 1 << 31)
+NUMBER_SHIFT: Final = 8 * (FIELDS_SIZE - ASSOCIATED_SIZE)
+"""Where the message's number ends in the second block, as a number."""
+_MASKS: Final = ones(COUNT_MAX, BLOCK) * ((1 << 8 * BLOCK) - 1 ^ (1 << 63 | 1 << 31))
 
 
 class HeaderSiv:
     """Seals and opens headers under one key of 64 bytes."""
 
-    __slots__ = ("_constant", "_mac", "_stream", "decrypt", "encrypt")
+    __slots__ = (
+        "_block",
+        "_constant",
+        "_firsts",
+        "_mac",
+        "_mixed",
+        "_stream",
+        "decrypt",
+        "encrypt",
+    )
 
     def __init__(self, key: bytes) -> None:
         siv = AESSIV(key)
@@ -46,43 +55,44 @@ class HeaderSiv:
         subkey = _doubled(int.from_bytes(self._mac(bytes(BLOCK)), "big"))
         of_zero = self._mac(subkey.to_bytes(BLOCK, "big"))
         self._constant = int.from_bytes(of_zero, "big") ^ subkey
+        self._block = b""
+        self._firsts = self._mixed = 0
 
-    def seal_run(self, fields: bytes, step: int, count: int) -> list[bytes]:
-        """Headers with the same first block; each second one is the one before plus `step`."""
-        size = BLOCK * count
-        each = ones(count, BLOCK)
-        first = int.from_bytes(fields[:BLOCK], "big")
-        seconds = series(int.from_bytes(fields[BLOCK:], "big"), step, count, BLOCK)
-        mixed = int.from_bytes(self._mac(fields[:BLOCK]), "big") ^ self._constant
-        marks = self._mac((seconds ^ mixed * each).to_bytes(size, "big"))
-        hidden = (first * each << 8 * size | seconds) ^ self._keystream(marks, count)
-        blocks = repeated("16s", 3 * count).unpack(marks + hidden.to_bytes(2 * size, "big"))
-        parts = zip(blocks[:count], blocks[count : 2 * count], blocks[2 * count :], strict=True)
-        return list(map(b"".join, parts))
+    def seal_run(self, fields: bytes, count: int) -> bytes:
+        """`count` headers, one behind the other: these fields, then the same with the number counting up.
 
-    def open_all(self, sealed: Buffer, count: int, apart: int) -> tuple[bytes, bytes] | None:
-        """The first blocks and the second blocks of `count` headers, `apart` bytes from each to the next.
-
-        None: one of them, or several, do not open.
+        The number's lower 40 bits, which the second block holds, must not overflow.
         """
+        if fields[:BLOCK] != self._block:
+            self._prepare(fields[:BLOCK])
         size = BLOCK * count
-        parts = repeated(f"16s16s16s{apart - HEADER_SIZE}x", count).unpack_from(sealed)
-        marks = b"".join(parts[0::3])
-        hidden = int.from_bytes(b"".join((*parts[1::3], *parts[2::3])), "big")
-        fields = (hidden ^ self._keystream(marks, count)).to_bytes(2 * size, "big")
-        firsts, seconds = fields[:size], fields[size:]
-        mixed = int.from_bytes(self._mac(firsts), "big") ^ self._constant * ones(count, BLOCK)
-        wanted = self._mac((mixed ^ int.from_bytes(seconds, "big")).to_bytes(size, "big"))
-        return (firsts, seconds) if compare_digest(wanted, marks) else None
-
-    def _keystream(self, marks: bytes, count: int) -> int:
-        """E2(Q) of all headers, then E2(Q + 1) of all."""
-        size = BLOCK * count
-        each = ones(count, BLOCK)
-        counters = int.from_bytes(marks, "big") & _MASK * each
+        unused = 8 * BLOCK * (COUNT_MAX - count)
+        seconds = series(int.from_bytes(fields[BLOCK:], "big"), count, BLOCK, NUMBER_SHIFT)
+        marks = self._mac((self._mixed >> unused ^ seconds).to_bytes(size, "big"))
+        counters = int.from_bytes(marks, "big") & _MASKS >> unused
         # with bit 31 cleared, plus 1 goes no further than its own counter
-        both = counters << 8 * size | counters + each
-        return int.from_bytes(self._stream(both.to_bytes(2 * size, "big")), "big")
+        counters = counters << 8 * size | counters + ones(count, BLOCK)
+        stream = int.from_bytes(self._stream(counters.to_bytes(2 * size, "big")), "big")
+        hidden = stream ^ (self._firsts >> unused << 8 * size | seconds)
+        return _woven(marks, hidden.to_bytes(2 * size, "big"))
+
+    def _prepare(self, block: bytes) -> None:
+        """What depends on the first block, which bursts have in common, for the longest run."""
+        each = ones(COUNT_MAX, BLOCK)
+        self._mixed = each * (int.from_bytes(self._mac(block), "big") ^ self._constant)
+        self._firsts = each * int.from_bytes(block, "big")
+        self._block = block
+
+
+def _woven(marks: bytes, hidden: bytes) -> bytes:
+    """V, A' and B' of each header side by side; `hidden` has all A' and then all B'."""
+    out = bytearray(HEADER_SIZE // BLOCK * len(marks))
+    words = memoryview(out).cast("Q")
+    for place, blocks in enumerate((marks, hidden[: len(marks)], hidden[len(marks) :])):
+        source = memoryview(blocks).cast("Q")
+        words[2 * place :: 6] = source[0::2]
+        words[2 * place + 1 :: 6] = source[1::2]
+    return bytes(out)
 
 
 def _doubled(value: int) -> int:
