@@ -246,3 +246,19 @@ def test_no_message_is_larger_than_what_was_found_and_a_transfer_survives_a_narr
     world.settle(client)
     world.run(30)
     assert _size(client) == 1280 - 76
+
+
+def test_a_size_that_is_swallowed_is_left_at_once_and_had_again_if_it_was_chance():
+    for size, later in ((1300, 1300), (ETHERNET, ETHERNET)):
+        mtu = PathMtu(BASE, ETHERNET)
+        path = Path(mtu, ETHERNET)
+        mtu.start(path.now)
+        path.run(2)
+        assert mtu.size == ETHERNET
+        path.size = size
+        mtu.swallowed(path.now)
+        assert mtu.size == BASE
+        path.run(0.15)
+        assert mtu.size == (ETHERNET if size == ETHERNET else BASE)
+        path.run(20)
+        assert later - 40 <= mtu.size <= later

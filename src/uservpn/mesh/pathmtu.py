@@ -11,6 +11,8 @@ Two questions are asked, each by itself, of TRIES probes at most:
     does the present size?   when messages are lost, or after a while in use. If not, while others are
                              heard (a black hole): back to the base, and the search starts below
 
+A path on which all large messages get lost while small ones pass need not wait for that: `swallowed`.
+
 Sizes are those of sealed payloads, bytes. Sans-I/O, and quiet: without `used` there is no deadline once
 the search has ended.
 """
@@ -93,6 +95,7 @@ class PathMtu:
         "_probes",
         "_raise_at",
         "_resent",
+        "_swallowed_at",
         "base",
         "limit",
         "rtt_s",
@@ -114,6 +117,7 @@ class PathMtu:
         self._raise_at = 0.0
         self._doubt_at = 0.0
         self._blind_at = 0.0
+        self._swallowed_at = -DOUBT_S
         self._resent = 0
 
     @property
@@ -155,6 +159,19 @@ class PathMtu:
             self._doubt_at = now + DOUBT_S
             self._ask(self._present, self.size, now)
             self._probes.append(SMALL)
+
+    def swallowed(self, now: float) -> None:
+        """Small messages pass, and none of the present size: the base, until that size is proved anew.
+
+        RFC 8899 4.3. Should it be chance after all, an answer undoes it within a round trip.
+        """
+        if self.size == self.base or now < self._swallowed_at + DOUBT_S:
+            return
+        self._swallowed_at = self._doubt_at = now
+        was = self.size
+        self.size = self.base
+        self._present.size = 0
+        self._ask(self._more, was, now)
 
     def answered(self, size: int, now: float) -> None:
         """The peer answered a probe of this size."""

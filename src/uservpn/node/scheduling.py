@@ -2,10 +2,10 @@
 
 One direct link carries the tunnel; which one is decided at each take, from what was measured:
 
-- A path is *silent* when nothing on it is confirmed although it was asked for. It is left as soon as another
-  link is heard that was not silent; until then that one is probed and nothing moves, because in a black hole
-  every link is silent. What was on it is resent over the other. It is tried again after a while that
-  doubles, and only if its peer was heard on it since.
+- A path is *silent* when nothing on it is confirmed although it was asked for, twice where messages may get
+  lost. With the first question another link is asked as well; if that one answers, the silent path is left,
+  else nothing moves, because in a black hole every link is silent. What was on it is resent over the other.
+  It is tried again after a while that doubles, and only if its peer was heard on it since.
 - On short paths without loss a reliable link (TCP, KCP) costs far less work for each byte, everywhere else
   one that loses messages is faster: its loss is recovered by us. NEAR_S tells them apart, with hysteresis.
 - Some networks throttle UDP. While bulk flows both are compared now and then: for TRIAL_S the other link may
@@ -88,7 +88,7 @@ class Choice:
     beside: tuple[LinkState, Path] | None = None
     """The other side of a trial: gets what the first has no room for."""
     ask: LinkState | None = None
-    """Please probe this link."""
+    """Please probe this link, and ask over it what came."""
     left: Path | None = None
     """This path was left just now."""
 
@@ -142,6 +142,7 @@ class Schedule:
         if present is None:
             self.current = None
         others = [*links, *ways]
+        ask = self._ask_another(present, others, now) if present and present[1].is_asked else None
         choice = self._leave_silent(present, others, now) if present is not None else None
         if choice is None:
             able = [
@@ -153,7 +154,12 @@ class Schedule:
             able = able or [pair for pair in ways if self._is_able(*pair, now)] or links
             choice = Choice(*self._best(able))
             self.current = choice.state.link
-            choice.beside = self._compare(choice, able, by_link, is_busy, now)
+            if (
+                not choice.path.is_asked
+            ):  # what another link has room for is kept for what may be lost
+                choice.beside = self._compare(choice, able, by_link, is_busy, now)
+        if choice.left is None:
+            choice.ask = ask
         return choice
 
     def _leave_silent(
@@ -169,19 +175,33 @@ class Schedule:
                 self._records.get(state.link, Record()).away_s = AWAY_S
             return None
         self._trial = None
+        for other, other_path in links:
+            record = self._records.get(other.link)
+            if other is state or record is None or other_path.silent_count >= SILENT_COUNT:
+                continue
+            if record.asked_at > path.heard_at and other.heard_at > record.asked_at:
+                self.put_away(state.link, now)
+                self.current = other.link
+                return Choice(other, other_path, left=path)
+        return Choice(state, path)
+
+    def _ask_another(
+        self,
+        present: tuple[LinkState, Path],
+        links: list[tuple[LinkState, Path]],
+        now: float,
+    ) -> LinkState | None:
+        """The present one was asked and has not answered yet: another one, asked now, may tell more."""
+        state, path = present
         ask: LinkState | None = None
         for other, other_path in links:
             if other is state or other_path.silent_count >= SILENT_COUNT:
                 continue
             record = self._records.setdefault(other.link, Record())
-            if record.asked_at > path.heard_at and other.heard_at > record.asked_at:
-                self.put_away(state.link, now)
-                self.current = other.link
-                return Choice(other, other_path, left=path)
             if now >= record.asked_at + ASK_EVERY_S or record.asked_at < path.heard_at:
                 record.asked_at = now
                 ask = other
-        return Choice(state, path, ask=ask)
+        return ask
 
     def put_away(self, link: LinkId, now: float) -> None:
         """This link fell silent: others carry for a while."""

@@ -11,7 +11,14 @@ from uservpn.node.scheduling import OWED_MAX, OWED_START, Choice
 from uservpn.node.sizing import Sizing
 from uservpn.node.table import Peer, Table
 from uservpn.tunnel.path import Path
-from uservpn.tunnel.tunnel import ALL_LANES, BULK_ONLY, FIRST_ONLY, PROBE_ONLY, REPORT_ONLY
+from uservpn.tunnel.tunnel import (
+    ALL_LANES,
+    ASK_ONLY,
+    BULK_ONLY,
+    FIRST_ONLY,
+    PROBE_ONLY,
+    REPORT_ONLY,
+)
 from uservpn.wire.constants import HEADER_SIZE, STAMP_MASK, TAG_SIZE, Kind
 from uservpn.wire.session import TIME_SIZE
 
@@ -130,6 +137,8 @@ class Sender:
                 if state.link == schedule.heard_on and not state.probed:
                     self._take_path(peer, state, room, out, sealing, now, 0, REPORT_ONLY)
         paced = self._take_path(peer, choice.state, room, out, sealing, now, lanes=lanes)
+        if choice.ask is not None:
+            self._take_path(peer, choice.ask, room, out, sealing, now, 0, ASK_ONLY)
         tunnel.paced = held_by if lanes == FIRST_ONLY else paced
         if lanes == ALL_LANES and choice.beside is not None and tunnel.has_bulk():
             self._take_path(peer, choice.beside[0], room, out, sealing, now, lanes=BULK_ONLY)
@@ -216,6 +225,8 @@ class Sender:
         free = -OVERRUN_MAX if carrier is None else room(carrier)
         if carrier is None or path is None or free <= -OVERRUN_MAX:
             return None
+        if path.is_swallowing:
+            self._sizing.swallowed(state.link, entry, path, now)
         size_max = entry.size_max
         if peer.session.peer_boot:  # bound to it: no time in front of the payload
             size_max += TIME_SIZE

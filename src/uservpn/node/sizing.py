@@ -7,6 +7,7 @@ from typing import Final
 
 from uservpn.mesh.pathmtu import SMALL, PathMtu
 from uservpn.node.table import OVERHEAD, LinkEntry, Peer, Table
+from uservpn.tunnel.path import Path
 from uservpn.types import LinkId
 from uservpn.wire.constants import TAG_SIZE, Kind
 
@@ -65,6 +66,13 @@ class Sizing:
             mtu.used(resent_count, now)
             if mtu.next_deadline() is not None and link not in self._searching:
                 self._follow(link, entry, now)
+
+    def swallowed(self, link: LinkId, entry: LinkEntry, path: Path, now: float) -> None:
+        """Of what left on this path only small messages came."""
+        path.swallowed = 0
+        if entry.mtu is not None:
+            entry.mtu.swallowed(now)
+            self._follow(link, entry, now)
 
     def relayed(self, peer: Peer, now: float) -> None:
         """Messages of others went to this neighbour."""

@@ -67,6 +67,8 @@ class LinkEntry:
         rtt_s = self.state.rtt_s if self.state is not None else None
         self.is_lossy = self.mtu is not None or bool(self.hops)
         self.path = Path(link, Bbr(rtt_s), rtt_s, self.is_lossy)
+        if self.mtu is not None:
+            self.path.base_size = self.mtu.base - OVERHEAD
         return self.path
 
     @property

@@ -179,6 +179,11 @@ class Outbox:
             self.paths = [path for path in self.paths if path.flights or not path.is_gone]
         self._forget()
 
+    def leave(self, path: Path, now: float) -> None:
+        """Nothing more is expected of this path; what the sink is known to miss is sent again at once."""
+        path.leave(now)
+        self._queue_lost(path, now)
+
     def on_deadline(self, now: float) -> None:
         """Overtaken messages whose time is over; harmless when early."""
         for path in self.paths:

@@ -21,7 +21,7 @@ from collections import deque
 from typing import Final
 
 from uservpn.tunnel.congestion import Controller, Sample
-from uservpn.tunnel.limits import ASK_DELAY_MAX_S, ASK_DELAY_S, FAR_RTT_S
+from uservpn.tunnel.limits import ACK_DELAY_LOSSY_S, ASK_DELAY_MAX_S, ASK_DELAY_S, FAR_RTT_S
 from uservpn.types import LinkId
 
 BURST_S: Final = 0.002
@@ -40,6 +40,8 @@ OFTEN_COUNT: Final = 200
 stream is open, they grow rarer at once."""
 SILENT_COUNT: Final = 2
 """Probes without a report until a path that loses messages counts as silent; one on others."""
+SWALLOWED_MIN: Final = 12_000
+"""So many bytes of large messages, all lost while a small one came at the first try, are no chance."""
 LOSS_WEIGHT: Final = 1 / 16
 RTT_START_S: Final = 0.1
 
@@ -52,6 +54,7 @@ class Flight:
         "delivered",
         "delivered_at",
         "first_sent_at",
+        "is_large",
         "is_limited",
         "is_lost",
         "path",
@@ -71,6 +74,8 @@ class Flight:
         """Bytes that are neither confirmed nor found lost."""
         self.is_lost = False
         self.is_limited = False
+        self.is_large = False
+        """Its messages are larger than what every path carries."""
         self.delivered = 0
         self.delivered_at = 0.0
         self.first_sent_at = 0.0
@@ -119,6 +124,10 @@ class Path:
         self.rtt_s = rtt_s
         """Smoothed round trip; None: not measured."""
         self.rtt_min_s = rtt_s or RTT_START_S
+        self.base_size = 0
+        """Messages up to this size are never too large for it; 0: none is."""
+        self.swallowed = 0
+        """Bytes of larger ones, all lost since one came, while small ones came at the first try."""
         self.is_gone = False
         self.silent_count = 0
         """Probes since the last confirmation on it."""
@@ -148,6 +157,12 @@ class Path:
         self._reorder = 1
         self._reorder_rounds = 0
         self._resent_at = -1.0
+        self._large_at = -1.0
+        """When the newest flight left of which a large message came."""
+        self._asked_at = -1.0
+        """When the first probe of this silence left."""
+        self._was_asked_once = False
+        """The report at hand came without a second probe."""
         self._newest: Flight | None = None
         self._acked = 0
         self._lost = 0
@@ -159,10 +174,20 @@ class Path:
         """Is something on it that is not confirmed although it was asked for, and was it not left yet?"""
         most = SILENT_COUNT if self.is_lossy else 1
         return (
-            self.silent_count >= most
+            self.silent_count + self.is_probe_due >= most
             and self.inflight > 0
             and any(flight.size > 0 and flight.sent_at > self._left_at for flight in self.flights)
         )
+
+    @property
+    def is_asked(self) -> bool:
+        """Was a report asked for, or is about to be, and has not come?"""
+        return self.inflight > 0 and (self.silent_count > 0 or self.is_probe_due)
+
+    @property
+    def is_swallowing(self) -> bool:
+        """Do small messages pass, and large ones not?"""
+        return self.swallowed >= SWALLOWED_MIN
 
     @property
     def is_starting(self) -> bool:
@@ -212,7 +237,8 @@ class Path:
 
     def sends(self, flight: Flight, size: int, count: int, now: float) -> None:
         """A flight leaves."""
-        if self.inflight == 0:
+        is_first = self.inflight == 0
+        if is_first:
             self._first_sent_at = self._delivered_at = now
             if now > self._sent_at + 1.0:
                 self._began_at, self._began = now, self.delivered
@@ -224,6 +250,7 @@ class Path:
         flight.delivered_at = self._delivered_at
         flight.first_sent_at = self._first_sent_at
         flight.is_limited = self._is_limited
+        flight.is_large = size > self.base_size * count > 0
         self.flights.append(flight)
         self.inflight += size
         self.sent += size
@@ -233,7 +260,10 @@ class Path:
         if control is not None and self.is_lossy:
             self._pace_at = max(self._pace_at, now - LATE_S) + size / control.pace
         if self.silent_count == 0:
-            self.probe_at = now + self.timeout_s()
+            if (
+                is_first or self.probe_at is None
+            ):  # else the report that is awaited is not later for it
+                self.probe_at = now + self.timeout_s()
         elif not self.is_probe_due and self._is_probe_far(now):
             self._probe_later(now)
 
@@ -254,6 +284,8 @@ class Path:
 
     def probed(self, now: float) -> None:
         """A message leaves because no report came."""
+        if self.silent_count == 0:
+            self._asked_at = now
         self.is_probe_due = False
         self.silent_count += 1
         if self.silent_count == SILENT_COUNT + 1 and self.controller is not None and self.is_lossy:
@@ -265,7 +297,7 @@ class Path:
         most = ASK_DELAY_MAX_S
         if self._is_often():
             most = TAIL_PROBE_S
-        self.probe_at = now + max(base, min(base * 2.0 ** min(self.silent_count, 10), most))
+        self.probe_at = now + max(base, min(base * 2.0 ** min(self.silent_count - 1, 10), most))
 
     # --- what became of it -----------------------------------------------------------------------
 
@@ -278,6 +310,9 @@ class Path:
             self.inflight -= size
         self.delivered += size
         self._acked += size
+        if flight.is_large and size > self.base_size and flight.sent_at > self._large_at:
+            self._large_at = flight.sent_at
+            self.swallowed = 0
         if flight.seqs is not None and now - flight.sent_at < self.rtt_min_s:
             self.heard_at = now  # the first transmission came after all
         elif self._newest is None or flight.sent_at > self._newest.sent_at:
@@ -289,9 +324,13 @@ class Path:
         if flight is None:
             return
         self._newest = None
-        self.heard_at = now
-        self.silent_count = 0
-        self.is_probe_due = False
+        if flight.sent_at >= self._asked_at or not self.is_lossy:
+            self.heard_at = now
+            self._was_asked_once = self.silent_count <= 1
+            self.silent_count = 0
+            self.is_probe_due = False
+            self._asked_at = -1.0
+        # else it came before the question, as a report over another path may tell: still no answer
         rtt = now - flight.sent_at
         is_round = flight.delivered >= self._round_end
         if flight.sent_at > self._overtaken_at:
@@ -309,7 +348,8 @@ class Path:
             self._began_at = None
         self._delivered_at = now
         self._first_sent_at = max(self._first_sent_at, flight.sent_at)
-        self.probe_at = now + self.timeout_s() if self.inflight else None
+        if self.silent_count == 0:
+            self.probe_at = self._asks_at(flight, now) if self.inflight else None
         if not self.is_lossy:
             self.is_bounded = self.controller is not None and self.rtt_min_s >= FAR_RTT_S
             if self.probe_at is not None:
@@ -349,6 +389,8 @@ class Path:
                 if due > now:
                     self.loss_at = due
                     break
+                if flight.is_large and self._was_asked_once and flight.sent_at > self._large_at:
+                    self.swallowed += flight.size
             flights.popleft()
             flight.is_lost = True
             self.inflight -= flight.size
@@ -379,6 +421,24 @@ class Path:
         self._reorder_rounds = REORDER_ROUNDS
 
     # --- inside ----------------------------------------------------------------------------------
+
+    def _asks_at(self, newest: Flight, now: float) -> float:
+        """When a report is overdue, now that one has told of `newest`.
+
+        While messages leave all the time the next report is due when that of the next flight would be: a
+        silence shows long before the usual time-out.
+        """
+        due = now + self.timeout_s()
+        if not self.is_lossy or not self.flights or self.flights[-1].sent_at <= newest.sent_at:
+            return due
+        sent_at = now
+        for flight in self.flights:
+            if flight.sent_at > newest.sent_at:
+                sent_at = flight.sent_at
+                break
+        expected = max(now, sent_at + now - newest.sent_at)
+        spread = max((self.rtt_s or RTT_START_S) / 4, 4 * self._rtt_var_s)
+        return min(due, expected + ACK_DELAY_LOSSY_S + spread)
 
     def _is_often(self) -> bool:
         return self.is_lossy and self.is_awaited and self.silent_count < OFTEN_COUNT

@@ -41,6 +41,7 @@ BULK_ONLY: Final = 1
 PROBE_ONLY: Final = 2
 REPORT_ONLY: Final = 3
 FIRST_ONLY: Final = 4
+ASK_ONLY: Final = 5
 """What `take_messages` takes."""
 
 
@@ -198,8 +199,8 @@ class Tunnel:
             self._ask_due = True
 
     def path_left(self, path: Path, now: float) -> None:
-        """A path fell silent: what is on it is resent over another, once the sink says what it misses."""
-        path.leave(now)
+        """A path fell silent: what the sink is known to miss is resent over another; the rest is asked for."""
+        self.outbox.leave(path, now)
         self._ask_due = True
 
     def receive(self, kind: int, payload: bytes, now: float, is_lossy: bool = False) -> None:
@@ -291,7 +292,8 @@ class Tunnel:
         Control goes whatever the room; resends and data while `room` bytes last, those of new and interactive
         streams somewhat longer on a lossy path. No payload is longer than `size_max` bytes. `lanes` narrows
         it down: BULK_ONLY for a path that gets a share, PROBE_ONLY for one that is only asked, REPORT_ONLY
-        for the one that the peer's messages come over, FIRST_ONLY for all but bulk.
+        for the one that the peer's messages come over, FIRST_ONLY for all but bulk, ASK_ONLY for one over
+        which the peer is to say what came while another one is silent.
         """
         outbox = self.outbox
         out: list[tuple[int, Buffer]] = []
@@ -309,7 +311,9 @@ class Tunnel:
             parts: list[Buffer] = []
             self._lanes.take_control(new, parts, SEQ_SIZE, size_max)
             new.append(self._lanes.message(parts, len(new)))
-        if path.is_probe_due or (self._ask_due and is_first):
+        if lanes == ASK_ONLY:
+            new.append(self._lanes.message([b""], 0))
+        elif path.is_probe_due or (self._ask_due and is_first):
             if not new:  # nothing else draws a report over this path
                 new.append(self._lanes.message([b""], 0))
             path.probed(now)

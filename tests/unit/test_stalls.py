@@ -1,0 +1,46 @@
+"""How long a transfer stands still when something happens to its path, in simulated time: 100 ms, 10 Mbit/s.
+
+What the kernel adds is measured in namespaces (tests/netns/test_transfers_netns.py).
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from stalls import Transfer, black_hole, blocked, moved, narrow, reset
+
+BOTH = ("tcp", "udp")
+WAYS = pytest.mark.parametrize("is_up", [False, True], ids=["down", "up"])
+
+
+@WAYS
+def test_blocked_udp_is_left_after_a_question_and_its_repetition(is_up):
+    """A round trip and a report's time until it is noticed, one and a half until it is sure."""
+    transfer = Transfer(BOTH, is_up)
+    assert transfer.carriers() == {"udp"}
+    assert transfer.stall(blocked("udp"), 3) <= 0.35
+    assert transfer.carriers() == {"tcp"}
+
+
+@WAYS
+@pytest.mark.parametrize("protocols", [("udp",), BOTH], ids=",".join)
+def test_a_path_that_swallows_large_messages_costs_two_round_trips(protocols, is_up):
+    """And is used with smaller ones, not left."""
+    transfer = Transfer(protocols, is_up)
+    assert transfer.stall(narrow, 3) <= 0.35
+    assert transfer.carriers() == {"udp"}
+
+
+@pytest.mark.parametrize("protocols", [("udp",), BOTH], ids=",".join)
+def test_after_a_black_hole_datagrams_go_on_within_half_a_second(protocols):
+    transfer = Transfer(protocols)
+    assert transfer.stall(black_hole(2.0), 2) - 2.0 <= 0.4
+
+
+def test_a_reset_connection_is_replaced_within_four_round_trips():
+    assert Transfer(("tcp",)).stall(reset, 2) <= 0.4
+
+
+@pytest.mark.parametrize("protocols", [("tcp",), ("udp",), BOTH], ids=",".join)
+def test_another_address_costs_half_a_second(protocols):
+    assert Transfer(protocols).stall(moved, 2) <= 0.5
