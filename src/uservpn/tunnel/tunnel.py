@@ -199,7 +199,7 @@ class Tunnel:
             self._ask_due = True
 
     def path_left(self, path: Path, now: float) -> None:
-        """A path fell silent: what the sink is known to miss is resent over another; the rest is asked for."""
+        """A path fell silent: what the sink is known to miss is resent over another one."""
         self.outbox.leave(path, now)
         self._ask_due = True
 
