@@ -16,8 +16,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from uservpn.kit.endpoint import Endpoint
+from uservpn.kit.slots import Slots
 from uservpn.links import gso
 from uservpn.links.udp import UdpPlugin
+from uservpn.links.udp_socket import BUFFER_SIZE
 from uservpn.wire.constants import TAG_SIZE, Kind
 from uservpn.wire.header import HeaderCodec, Run
 from uservpn.wire.keys import KeyRing
@@ -35,6 +37,7 @@ class Sink:
     def __init__(self, session: Session) -> None:
         self._open = session.open_run
         self._open_first = session.open_bound
+        self._slots = Slots(BUFFER_SIZE)
         self.count = 0
 
     def new_link_id(self) -> int:
@@ -49,10 +52,10 @@ class Sink:
 
     def link_runs(self, link: Any, runs: Sequence[Run]) -> None:
         for run in runs:
-            opened = len(self._open(run))
+            opened = self._open(run, self._slots)
             if opened == 0:  # the first one ever: its key has to be derived
                 assert self._open_first(run.header, run.bodies[0]) is not None
-                opened = 1 + len(self._open(run.after(1)))
+                opened = 1 + self._open(run.after(1), self._slots)
             assert opened == len(run.bodies)
             self.count += opened
 

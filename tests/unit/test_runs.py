@@ -7,7 +7,9 @@ import random
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESSIV
 
-from uservpn.kit.series import COUNT_MAX, ones, records, repeated, series
+from uservpn.kit import series as series_module
+from uservpn.kit.series import COUNT_MAX, ones, records, series, unpacked
+from uservpn.kit.slots import CUTS_MAX, Slots
 from uservpn.sim.plain import Nonces, PlainRing, PlainSiv
 from uservpn.wire.constants import FLAG_BOUND, HEADER_SIZE, Kind
 from uservpn.wire.header import HeaderCodec, Run, pack_fields
@@ -37,6 +39,8 @@ def test_a_series_is_its_records(width):
             assert records(first, count, width) == wanted
         same = ones(count, width) * first
         assert same.to_bytes(count * width, "big") == wanted[0] * count
+        apart = b"".join(b"xyz" + one + b"x" for one in wanted)
+        assert unpacked(f"3x{width}sx", count, b"??" + apart, 2) == wanted
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -161,6 +165,7 @@ def test_runs_open_as_their_messages_do_one_by_one(seed, ring):
     codec, source, together = _sessions(ring(KEY), rng.choice((0, (1 << 40) - 300)))
     _, _, singly = _sessions(ring(KEY))
     batches: list[tuple[list[bytes], list[bytes]]] = []
+    slots = Slots(60_000)
     count = taken = 0
     for _ in range(12):
         payloads = [rng.randbytes(300) for _ in range(rng.choice((4, 44, 200)))]
@@ -182,10 +187,13 @@ def test_runs_open_as_their_messages_do_one_by_one(seed, ring):
             end = len(got) + length
             run = Run(header, bodies[len(got) : end])
             while len(got) < end:
-                opened = together.open_run(run)
-                taken += len(opened)
-                got += opened or [together.open_bound(run.header, run.bodies[0])]
-                run = run.after(len(opened) or 1)
+                opened = together.open_run(run, slots)
+                taken += opened
+                if opened:
+                    got += map(bytes, slots.cut(300, 0, opened))
+                else:
+                    got.append(together.open_bound(run.header, run.bodies[0]))
+                run = run.after(opened or 1)
         assert got == wanted
         count += len(got)
     assert together.forged_count == singly.forged_count
@@ -216,8 +224,29 @@ def test_numbers_marked_together_are_those_marked_one_by_one(seed):
 
 
 def test_what_is_kept_for_runs_is_bounded():
-    """However many lengths come by."""
-    for count in range(1, COUNT_MAX + 1):
-        records(5, count, 12)
-    info = repeated.cache_info()
-    assert info.maxsize is not None and info.currsize <= info.maxsize <= 256
+    """However many lengths come by; and views are made of no more than was there."""
+    for width in range(1, 40):
+        for count in range(1, COUNT_MAX + 1):
+            records(5, count, width)
+    info = series_module._repeated.cache_info()
+    assert info.maxsize is not None and info.currsize <= info.maxsize <= 512
+    slots = Slots(1 << 16)
+    for size in range(60, 200):
+        views = slots.cut(size, 3, 9, 48)
+        assert len(views) == 6 and all(len(view) == size - 48 for view in views)
+    assert len(slots._cuts) <= CUTS_MAX
+    assert all(len(cut) <= 9 for cut in slots._cuts.values())
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_cut_slots_are_where_they_should_be(seed):
+    rng = random.Random(seed)
+    slots = Slots(5000)
+    slots.view[:] = data = rng.randbytes(5000)
+    for _ in range(100):
+        size = rng.choice((60, 61, 700, 5000))
+        skip = rng.choice((0, 48))
+        end = rng.randrange(5000 // size) + 1
+        start = rng.randrange(end)
+        wanted = [data[at * size + skip : (at + 1) * size] for at in range(start, end)]
+        assert slots.cut(size, start, end, skip) == wanted

@@ -15,8 +15,12 @@ from functools import lru_cache
 from struct import Struct
 from typing import Final
 
+from uservpn.types import Buffer
+
 COUNT_MAX: Final = 256
 """Records of one series."""
+AT_ONCE: Final = 64
+"""Records that one layout unpacks: so few layouts are kept, however many counts there are."""
 
 
 @lru_cache(maxsize=16)
@@ -42,16 +46,23 @@ def series(first: int, count: int, width: int, shift: int = 0) -> int:
     return first * ones(count, width) + (counted(count, width) << shift)
 
 
-@lru_cache(maxsize=256)
-def repeated(layout: str, count: int) -> Struct:
-    """A layout of `struct`, so many times."""
+@lru_cache(maxsize=512)
+def _repeated(layout: str, count: int) -> Struct:
     return Struct(layout * count)
+
+
+def unpacked(layout: str, count: int, data: Buffer, at: int = 0) -> tuple[bytes, ...]:
+    """What `layout` (of `struct`, strings only) finds in `count` records that lie side by side in `data`."""
+    if count <= AT_ONCE:
+        return _repeated(layout, count).unpack_from(data, at)
+    cut = _repeated(layout, AT_ONCE)
+    return cut.unpack_from(data, at) + unpacked(layout, count - AT_ONCE, data, at + cut.size)
 
 
 def records(first: int, count: int, width: int) -> tuple[bytes, ...]:
     """`first`, `first + 1` and so on, in `width` bytes each."""
     number = series(first, count, width)
-    return repeated(f"{width}s", count).unpack(number.to_bytes(count * width, "big"))
+    return unpacked(f"{width}s", count, number.to_bytes(count * width, "big"))
 
 
 def alike(some: Sequence[object], wanted: Sequence[object]) -> int:

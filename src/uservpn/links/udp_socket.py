@@ -19,6 +19,7 @@ from sys import byteorder
 from typing import Any, Final, Protocol
 
 from uservpn.kit.series import COUNT_MAX
+from uservpn.kit.slots import Slots
 from uservpn.links import gso
 from uservpn.links.base import LinkCaps, LinkOwner
 from uservpn.links.knock import Knock
@@ -35,8 +36,6 @@ DATAGRAM_MAX: Final = 65_535
 BUFFER_START: Final = DATAGRAM_MAX + 1
 BUFFER_SIZE: Final = 4 * BUFFER_START
 """Read into by all sockets of a node, in turns; grows with the first large read."""
-GRIDS_MAX: Final = 4
-"""Sizes of datagrams for which views of the buffer are kept."""
 TURN_SIZE: Final = MIB
 """Bytes read before the event loop has its turn."""
 TURN_COUNT: Final = 256
@@ -76,7 +75,6 @@ class Landing:
     """Where all sockets of a node read into, in turns."""
 
     def __init__(self) -> None:
-        self._grids: dict[int, list[Buffer]] = {}
         self._resize(BUFFER_START)
 
     def grow(self) -> None:
@@ -84,30 +82,22 @@ class Landing:
         if len(self.view) < BUFFER_SIZE:
             self._resize(BUFFER_SIZE)
 
-    def bodies(self, start: int, segment: int, count: int) -> list[Buffer]:
+    def bodies(self, start: int, segment: int, count: int) -> list[memoryview]:
         """The payloads of so many datagrams of one size that lie side by side.
 
         Bursts lie at the same places again and again: those views are made once.
         """
         index, off = divmod(start, segment)
         if off or count < RUN_MIN:
-            return self._cut(start, segment, count)
-        grid = self._grids.get(segment)
-        if grid is None:
-            if len(self._grids) >= GRIDS_MAX:
-                self._grids.clear()
-            grid = self._grids[segment] = self._cut(0, segment, len(self.view) // segment)
-        return grid[index : index + count]
-
-    def _cut(self, start: int, segment: int, count: int) -> list[Buffer]:
-        places = range(start, start + count * segment, segment)
-        return [self.view[at + HEADER_SIZE : at + segment] for at in places]
+            places = range(start, start + count * segment, segment)
+            return [self.view[at + HEADER_SIZE : at + segment] for at in places]
+        return self._slots.cut(segment, index, index + count, HEADER_SIZE)
 
     def _resize(self, size: int) -> None:
-        self.view = memoryview(bytearray(size))
+        self._slots = Slots(size)
+        self.view = self._slots.view
         self.last = size - DATAGRAM_MAX
         """A read that begins there still has room for any datagram."""
-        self._grids.clear()
 
 
 @dataclass(slots=True)

@@ -8,8 +8,10 @@ at a time; what all others do is in node/deeds.py.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 from uservpn.errors import PeerFault
+from uservpn.kit.slots import Slots
 from uservpn.node.admission import Admission
 from uservpn.node.boots import Boots
 from uservpn.node.deeds import Arrived, Deeds
@@ -22,8 +24,11 @@ from uservpn.node.reach import Reach
 from uservpn.node.relaying import Passing, Relaying, Room
 from uservpn.node.table import LinkEntry, Peer, Table
 from uservpn.types import Buffer, LinkId, NodeId
-from uservpn.wire.constants import CLAIMED_KINDS, FLAG_BOUND, Kind
+from uservpn.wire.constants import CLAIMED_KINDS, FLAG_BOUND, KIB, TAG_SIZE, Kind
 from uservpn.wire.header import Header, Run
+
+OPENED_SIZE: Final = 256 * KIB
+"""Payloads opened together: as many bytes as a link reads at once."""
 
 
 class Arrivals:
@@ -53,6 +58,8 @@ class Arrivals:
         self._numbers = numbers
         self._reach = reach
         self._relaying = relaying
+        self._opened = Slots(OPENED_SIZE)
+        """Payloads of the run at hand."""
 
     def receive(self, link: LinkId, header: Header, body: Buffer, now: float) -> None:
         """A message whose header is genuine. Stale, forged and foreign ones have no effect."""
@@ -157,19 +164,20 @@ class Arrivals:
         if len(run.bodies) == 1 or entry is None or entry.peer is None or entry.state is None:
             return 0
         peer = entry.peer
-        payloads = peer.session.open_run(run)
-        if not payloads:
+        count = peer.session.open_run(run, self._opened)
+        if not count:
             return 0
         self._table.touch(peer)
         peer.is_greeted = True
         if entry.state.heard_at != now:
             self._heard(peer, link, entry, run.header, now)
+        size = run.header.length - TAG_SIZE
         if run.header.kind == Kind.DATA:
-            self._act_run(peer, link, payloads, entry.is_lossy, now)
+            self._act_burst(peer, link, size, count, entry.is_lossy, now)
         else:
-            for payload in payloads:
-                self._act_tunnel(peer, link, run.header.kind, payload, entry.is_lossy, now)
-        return len(payloads)
+            for payload in self._opened.cut(size, 0, count):
+                self._act_tunnel(peer, link, run.header.kind, bytes(payload), entry.is_lossy, now)
+        return count
 
     def _heard(
         self, peer: Peer, link: LinkId, entry: LinkEntry, header: Header, now: float
@@ -194,13 +202,13 @@ class Arrivals:
         except PeerFault as fault:
             self._broke(peer, link, fault)
 
-    def _act_run(
-        self, peer: Peer, link: LinkId, payloads: list[bytes], is_lossy: bool, now: float
+    def _act_burst(
+        self, peer: Peer, link: LinkId, size: int, count: int, is_lossy: bool, now: float
     ) -> None:
-        """As `_act_tunnel` for DATA messages that came together."""
+        """As `_act_tunnel` for DATA messages that were opened together."""
         peer.schedule.heard_on = link
         try:
-            peer.tunnel.receive_run(payloads, now, is_lossy)
+            peer.tunnel.receive_burst(self._opened, size, count, now, is_lossy)
         except PeerFault as fault:
             self._broke(peer, link, fault)
 

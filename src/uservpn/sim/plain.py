@@ -86,6 +86,14 @@ class PlainAead:
             raise InvalidTag
         return payload
 
+    def decrypt_into(
+        self, nonce: bytes, data: Buffer, associated: bytes | None, buf: Buffer
+    ) -> int:
+        """The payload into `buf`. Raises InvalidTag."""
+        payload = self.decrypt(nonce, data, associated)
+        memoryview(buf)[:] = payload
+        return len(payload)
+
     def _sum(self, nonce: bytes, payload: Buffer, associated: bytes | None) -> bytes:
         return crc32(payload, crc32(associated or b"", crc32(nonce, self._start))).to_bytes(
             4, "big"

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from operator import add
 from typing import Final
 
-from uservpn.kit.series import COUNT_MAX, repeated
+from uservpn.kit.series import COUNT_MAX, unpacked
 from uservpn.tunnel import limits
 from uservpn.tunnel.events import Room
 from uservpn.tunnel.outbox import Outbox
@@ -193,7 +193,7 @@ class Lanes:
             if not count:  # the last one
                 count, piece = 1, stop - at
             heads = frames.data_heads(seq, stream.id, offset, piece, count)
-            new += map(add, heads, repeated(f"{piece}s", count).unpack_from(item, at))
+            new += map(add, heads, unpacked(f"{piece}s", count, item, at))
             size = count * piece
             seq, offset, at = seq + count, offset + size, at + size
         if stop == len(item):

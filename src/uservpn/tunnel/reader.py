@@ -5,11 +5,9 @@ One loop, without a table of functions, because it is on the bulk path.
 
 from __future__ import annotations
 
-from operator import itemgetter
-from typing import Final
-
 from uservpn.errors import Fault, PeerFault
-from uservpn.kit.series import COUNT_MAX, alike
+from uservpn.kit.series import alike, unpacked
+from uservpn.kit.slots import Slots
 from uservpn.tunnel import limits
 from uservpn.tunnel.delivery import Delivery
 from uservpn.tunnel.events import Offered, Opened, Reset
@@ -20,9 +18,6 @@ from uservpn.tunnel.stream import Stream
 from uservpn.tunnel.streams import StreamTable
 from uservpn.wire import frames
 from uservpn.wire.constants import NUMBER_MAX
-
-_HEAD: Final = itemgetter(slice(HEAD_SIZE))
-_BYTES: Final = itemgetter(slice(HEAD_SIZE, None))
 
 
 class Reader:
@@ -102,28 +97,31 @@ class Reader:
         if report is not None:
             self._outbox.report_over(*report, now)
 
-    def read_pieces(self, payloads: list[bytes], index: int, now: float, is_lossy: bool) -> int:
-        """From `index` on, messages that follow each other and hold a stream's next bytes each; how many."""
-        payload = payloads[index]
-        length = len(payload)
-        if length <= HEAD_SIZE + limits.PAD_MAX:
+    def read_pieces(
+        self, burst: Slots, size: int, index: int, end: int, now: float, is_lossy: bool
+    ) -> int:
+        """Delivers neighbouring pieces of a stream that messages in `burst`, all of `size` bytes, hold.
+
+        They lie from place `index` on, before `end`; how many follow each other and hold nothing else. The
+        caller reads the next one.
+        """
+        if size <= HEAD_SIZE + limits.PAD_MAX:
             return 0
-        seq, kind, stream_id, start, size = frames.SEQ_DATA_HEAD.unpack_from(payload)
-        if kind != frames.DATA or HEAD_SIZE + size != length or max(seq, start) > NUMBER_MAX:
+        at, view = index * size, burst.view
+        seq, kind, stream_id, start, length = frames.SEQ_DATA_HEAD.unpack_from(view, at)
+        if kind != frames.DATA or HEAD_SIZE + length != size:
+            return 0
+        if seq > NUMBER_MAX or start > NUMBER_MAX:  # what counts up from there must fit
             return 0
         stream = self._table.by_id.get(stream_id)
         if stream is None or not stream.is_known:
             return 0
-        some = payloads[index : index + COUNT_MAX]
-        some = some[: alike(list(map(len, some)), [length] * len(some))]
-        wanted = frames.data_heads(seq, stream_id, start, size, len(some))
-        count = alike(tuple(map(_HEAD, some)), wanted)
-        if not self._inbox.admit_run(seq, count, count * length, now, is_lossy):
+        heads = unpacked(f"{HEAD_SIZE}s{length}x", end - index, view, at)
+        count = alike(heads, frames.data_heads(seq, stream_id, start, length, end - index))
+        if not self._inbox.admit_run(seq, count, count * size, now, is_lossy):
             return 0
-        chunk = (
-            b"".join(map(_BYTES, some[:count])) if count > 1 else memoryview(payload)[HEAD_SIZE:]
-        )
-        self._delivery.deliver(stream, start, chunk)
+        pieces = burst.cut(size, index, index + count, HEAD_SIZE)
+        self._delivery.deliver(stream, start, b"".join(pieces))
         return count
 
     # --- inside ----------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from itertools import repeat
 from typing import Final
 
 from uservpn.errors import Fault, PeerFault, StreamFault
+from uservpn.kit.slots import Slots
 from uservpn.tunnel import limits
 from uservpn.tunnel.events import Event, Reset
 from uservpn.tunnel.inbox import Inbox
@@ -225,17 +226,23 @@ class Tunnel:
         except (struct.error, IndexError, UnicodeDecodeError) as error:
             raise PeerFault(f"malformed frame: {error}") from None
 
-    def receive_run(self, payloads: list[bytes], now: float, is_lossy: bool) -> None:
-        """As `receive` for DATA messages that came together; a stream's neighbouring pieces become one event.
+    def receive_burst(
+        self, burst: Slots, size: int, count: int, now: float, is_lossy: bool
+    ) -> None:
+        """As `receive` for DATA messages of `size` bytes that lie side by side, at less cost for each.
+
+        A stream's neighbouring pieces become one event. Nothing is kept of `burst`.
 
         Raises:
             PeerFault: the peer broke the protocol.
         """
-        index, count = 0, len(payloads)
+        index = 0
         while index < count:
-            taken = self._reader.read_pieces(payloads, index, now, is_lossy)
+            taken = self._reader.read_pieces(burst, size, index, count, now, is_lossy)
             if not taken:
-                self.receive(Kind.DATA, payloads[index], now, is_lossy)
+                self.receive(
+                    Kind.DATA, bytes(burst.view[index * size : (index + 1) * size]), now, is_lossy
+                )
                 taken = 1
             index += taken
 

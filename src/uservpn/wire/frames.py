@@ -12,7 +12,7 @@ from itertools import chain
 from typing import Final
 
 from uservpn.errors import Fault, PeerFault
-from uservpn.kit.series import counted, repeated, series
+from uservpn.kit.series import counted, series, unpacked
 from uservpn.types import Buffer
 
 PAD: Final = 0
@@ -68,7 +68,7 @@ def data_heads(seq: int, stream: int, offset: int, size: int, count: int) -> tup
     width = SEQ_DATA_HEAD.size
     heads = series(first, count, width, 8 * (width - SEQ.size))  # the sequence counts up
     heads += counted(count, width) * size << 8 * _LENGTH_SIZE  # and so does the offset, by `size`
-    return repeated(f"{width}s", count).unpack(heads.to_bytes(count * width, "big"))
+    return unpacked(f"{width}s", count, heads.to_bytes(count * width, "big"))
 
 
 def runs_of(start: int, ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:

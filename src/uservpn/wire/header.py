@@ -22,7 +22,7 @@ from typing import Final, NamedTuple
 
 from cryptography.exceptions import InvalidTag
 
-from uservpn.kit.series import COUNT_MAX, repeated
+from uservpn.kit.series import COUNT_MAX, unpacked
 from uservpn.types import Buffer
 from uservpn.wire.constants import (
     ASSOCIATED_SIZE,
@@ -196,7 +196,7 @@ class HeaderCodec:
         if the numbers count up, and what came is compared with that. Where that goes wrong again and again,
         as with numbers in disorder, it is tried ever less often.
         """
-        heads = repeated(f"{HEADER_SIZE}s{apart - HEADER_SIZE}x", count).unpack_from(data)
+        heads = unpacked(f"{HEADER_SIZE}s{apart - HEADER_SIZE}x", count, data)
         runs: list[tuple[Header | None, int]] = []
         at = again_at = misses = 0
         guess = count

@@ -31,6 +31,11 @@ class Cipher(Protocol):
     def decrypt(self, nonce: bytes, data: Buffer, associated_data: bytes | None, /) -> bytes:
         """The payload."""
 
+    def decrypt_into(
+        self, nonce: bytes, data: Buffer, associated_data: bytes | None, buf: Buffer, /
+    ) -> int:
+        """The payload is put into `buf`, which has its size."""
+
 
 class HeaderCipher(Protocol):
     """Seals header fields under one key, the same for the same fields."""
