@@ -184,11 +184,19 @@ def measure_bulk(bench: Bench, system: Running) -> Results:
 
 
 def measure_conn(bench: Bench, system: Running) -> Results:
-    found = bench.client("conn", system, bench.sizes.connections, PARALLEL)
+    count = bench.sizes.connections
+    before = {role: cpu_seconds(p.pid) for role, p in system.processes.items()}
+    found = bench.client("conn", system, count, PARALLEL)
     return {
         f"new connections, {PARALLEL} at a time (1/s)": found["per_second"],
         f"new connections, {PARALLEL} at a time: median (ms)": found["p50_ms"],
         f"new connections, {PARALLEL} at a time: p99 (ms)": found["p99_ms"],
+        **{
+            f"a new connection: CPU of the {role} (us)": (cpu_seconds(p.pid) - before[role])
+            / count
+            * 1e6
+            for role, p in system.processes.items()
+        },
     }
 
 

@@ -434,6 +434,47 @@ def test_after_sleep_every_peer_is_tried_at_once(monkeypatch):
     _run(main)
 
 
+def test_what_happens_in_two_turns_of_the_loop_is_one_round(monkeypatch):
+    """And what a round itself causes, here the credit for what came, needs no other."""
+
+    async def main():
+        client, server, offered = _pair(FakePlugin())
+        client.start()
+        stream = client.open(1, "site.test", 80, Owner())
+        await _until(lambda: offered and client.node.peers[1].contact.links[0].rtt_s)
+        await asyncio.sleep(0.1)
+        rounds = {client: 0, server: 0}
+
+        def count(driver):
+            once = driver._round
+
+            def counted(now):
+                rounds[driver] += 1
+                return once(now)
+
+            monkeypatch.setattr(driver, "_round", counted)
+
+        count(client)
+        count(server)
+        back, owner = offered[0]
+        take = owner.stream_data
+
+        def take_and_tell(chunk):
+            take(chunk)
+            server.consumed(back, len(chunk))
+
+        owner.stream_data = take_and_tell
+        client.write(stream, b"one")
+        asyncio.get_running_loop().call_soon(client.write, stream, b"two")
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert owner.received == b"onetwo"
+        assert rounds == {client: 1, server: 1}
+        await client.close()
+
+    _run(main)
+
+
 def test_a_mistake_in_the_node_does_not_stop_its_timers(monkeypatch, caplog):
     """Nothing else happens to it afterwards: only the timer brings it back."""
     monkeypatch.setattr(driver_module, "_AGAIN_S", 0.01)
