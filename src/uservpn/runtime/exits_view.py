@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from uservpn.chooser.cases import ExitState
 from uservpn.chooser.targets import Candidate
 from uservpn.mesh.records import Role
 from uservpn.node.node import Node
 from uservpn.runtime.clock import monotonic
 from uservpn.types import NodeId
+
+_EXIT: Final = int(Role.EXIT)
 
 
 class ExitsView:
@@ -42,7 +46,10 @@ class ExitsView:
     def _is_none(self, node: NodeId) -> bool:
         """Does its record say that it is no exit?"""
         record = self._node.directory.get(node)
-        return record is not None and bool(record.roles) and not record.roles & Role.EXIT
+        if record is None:
+            return False
+        roles = int(record.roles)  # asked for each connection: flags are slow
+        return bool(roles) and not roles & _EXIT
 
     def flight_ms(self, exit: NodeId) -> float | None:
         """To it and back; None: not measured."""
