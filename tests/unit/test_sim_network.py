@@ -21,6 +21,7 @@ class Ear:
         self.ends: list = []
         self.heard: list[bytes] = []
         self.closings: list[str] = []
+        self.stalls: list[float] = []
         self.results: list = []
 
     def datagram(self, port, remote, head, body):
@@ -32,6 +33,9 @@ class Ear:
 
     def messages(self, end, batch):
         self.heard += [body for _, body in batch]
+
+    def stalled(self, end, silent_s):
+        self.stalls.append(silent_s)
 
     def closed(self, end, reason):
         self.closings.append(reason)
@@ -129,9 +133,11 @@ def test_a_connection_keeps_order_through_a_cut_and_ends_with_a_reset():
         _run(agenda, 0.03)
     _run(agenda, 10)
     assert len(second.heard) < 8 and not second.closings
+    assert first.stalls == pytest.approx([1.0, 3.0, 7.0]), "the sender's link sees it"
     network.split({})
     _run(agenda, 20)
     assert second.heard == [bytes((i,)) for i in range(20)]
+    assert len(first.stalls) == 3
     two.stop_process()
     _run(agenda, 1)
     assert first.closings == ["reset"]

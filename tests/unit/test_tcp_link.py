@@ -56,6 +56,9 @@ class Clock:
         self.timers.append(Timer(self.now + delay, action))
         return self.timers[-1]
 
+    def time(self) -> float:
+        return self.now
+
     def pass_on(self, seconds: float) -> None:
         self.now += seconds
         for timer in self.timers:
@@ -73,6 +76,12 @@ class Socket:
 
     def setsockopt(self, level: int, option: int, value: int) -> None:
         """As a kernel that has it."""
+
+    def getsockopt(self, level: int, option: int, size: int) -> bytes:
+        """Of the `tcp_info`: state, congestion, time-outs, probes."""
+        return self.info[:size]
+
+    info = bytes(4)
 
 
 class Transport:
@@ -108,6 +117,8 @@ class Owner:
     def __init__(self) -> None:
         self.messages: list[tuple[int, bytes]] = []
         self.opened = 0
+        self.progress = 0
+        self.stalls: list[float] = []
 
     def new_link_id(self) -> int:
         return 1
@@ -121,7 +132,10 @@ class Owner:
                 self.messages.append((header.number, bytes(body)))
 
     def link_progress(self, link) -> None:
-        """Nobody waits here."""
+        self.progress += 1
+
+    def link_stalled(self, link, silent_s) -> None:
+        self.stalls.append(silent_s)
 
 
 class Bench:
@@ -250,6 +264,32 @@ def test_a_few_bytes_a_second_buy_no_more_time_than_silence(clock, data, rate, s
         seconds += 1
     assert seconds == seconds_max
     assert not bench.owner.messages and bench.transport.written == b""
+
+
+@pytest.mark.parametrize("info", [b"\1\4\2\0", b"\1\0\0\1"], ids=["time-outs", "full reader"])
+def test_the_owner_is_told_that_nothing_is_acknowledged(clock, monkeypatch, info):
+    """Once the kernel has sent the same bytes again; after one second, then after twice as long each time."""
+    monkeypatch.setattr("uservpn.links.tcp._writev", None)  # the socket is made up
+    bench = Bench(accepted=False)
+    held = [0]
+    monkeypatch.setattr(TcpLink, "unacknowledged_below", lambda link: held[0])
+    bench.link.send([bytes(100)])
+    bench.transport.written = b""  # the kernel has it
+    held[0] = 100
+    clock.pass_on(1.0)
+    assert bench.owner.stalls == [], "a long path: not sent again yet"
+    monkeypatch.setattr(Socket, "info", info)
+    clock.pass_on(2.0)
+    clock.pass_on(4.0)
+    assert bench.owner.stalls == [3.0, 7.0] and not bench.owner.progress
+    bench.link.send([bytes(50)])
+    bench.transport.written = b""
+    held[0] = 50
+    clock.pass_on(8.0)
+    assert bench.owner.progress == 1 and len(bench.owner.stalls) == 2
+    held[0] = 0
+    clock.pass_on(1.0)
+    assert bench.owner.progress == 2 and clock.waiting == 0, "and the watch ends"
 
 
 def test_the_limits_are_those_of_the_wire():

@@ -76,6 +76,9 @@ class LinkOwner(Protocol):
     def link_progress(self, link: Link) -> None:
         """Bytes of a large message moved."""
 
+    def link_stalled(self, link: Link, silent_s: float) -> None:
+        """For so long the other machine has acknowledged nothing of what was sent; told again and again."""
+
     def link_resized(self, link: Link) -> None:
         """`caps.payload_size_max` is another one now."""
 

@@ -27,9 +27,10 @@ ROOM_MIN: Final = 64 * KIB
 """A fast link that is not full takes at least so much: no message is cut for the last bytes."""
 LOOK_S: Final = 0.01
 """A slow link that is full by what lies below its transport is looked at again after so long."""
-WATCH_S: Final = 2.0
-WATCH_SIZE: Final = 4 * KIB
-"""After a batch of this size it is watched, every WATCH_S, that bytes are acknowledged."""
+WATCH_S: Final = 1.0
+"""So often it is looked whether what was sent is acknowledged; where nothing is, ever less often..."""
+WATCH_MAX_S: Final = 8.0
+"""...up to this."""
 MESSAGE_MAX: Final = 256 * KIB
 BUFFER_START: Final = 64 * KIB
 BUFFER_SIZE: Final = 1024 * KIB
@@ -82,6 +83,8 @@ class StreamLink(asyncio.BufferedProtocol):
         self._look_timer: asyncio.TimerHandle | None = None
         self._watch_timer: asyncio.TimerHandle | None = None
         self._acked = 0
+        self._acked_at = 0.0
+        self._watch_s = WATCH_S
         self._loop = asyncio.get_running_loop()
         self._is_proven = False
         self._timer: asyncio.TimerHandle | None = None
@@ -112,7 +115,7 @@ class StreamLink(asyncio.BufferedProtocol):
             size = sum(map(len, batch))
             self.bytes_out += size
             self._transport.writelines([own(part) for part in batch])
-            self._watch_soon(size)
+            self._watch_soon()
 
     def close(self) -> None:
         """Closes at once, dropping what is unsent."""
@@ -128,6 +131,10 @@ class StreamLink(asyncio.BufferedProtocol):
     def unacknowledged_below(self) -> int:
         """Bytes that the system below the transport holds, those on their way too."""
         return 0
+
+    def is_resending(self) -> bool:
+        """Does the system below the transport send what it holds again, since nobody acknowledges it?"""
+        return False
 
     def limit_below(self, limit: int) -> None:
         """The system below the transport should hold no more than so many unsent bytes."""
@@ -242,22 +249,30 @@ class StreamLink(asyncio.BufferedProtocol):
         if not self._is_full:
             self._owner.link_writable(self)
 
-    def _watch_soon(self, size: int) -> None:
-        """So many bytes were sent."""
-        if size >= WATCH_SIZE and self._watch_timer is None:
+    def _watch_soon(self) -> None:
+        """Bytes were sent."""
+        if self._watch_timer is None:
+            self._acked_at = self._loop.time()  # all that went before is acknowledged
+            self._watch_s = WATCH_S
             self._watch_timer = self._loop.call_later(WATCH_S, self._watch)
 
     def _watch(self) -> None:
-        """While much is under way: tells the owner whether the other side still takes it."""
+        """While something is under way: tells the owner whether the other side still takes it."""
         self._watch_timer = None
         if self._transport is None:
             return
         held = self._transport.get_write_buffer_size() + self.unacknowledged_below()
+        now = self._loop.time()
+        has_progress = self.bytes_out - held > self._acked
         if held:
-            self._watch_timer = self._loop.call_later(WATCH_S, self._watch)
-        if self.bytes_out - held > self._acked:
+            self._watch_s = WATCH_S if has_progress else min(2 * self._watch_s, WATCH_MAX_S)
+            self._watch_timer = self._loop.call_later(self._watch_s, self._watch)
+        if has_progress:
             self._acked = self.bytes_out - held
+            self._acked_at = now
             self._owner.link_progress(self)
+        elif held and self.is_resending():
+            self._owner.link_stalled(self, now - self._acked_at)
 
     def _prove(self) -> None:
         self._is_proven = True

@@ -35,6 +35,9 @@ _OUTQ_NOT_SENT: Final = 0x894B  # Linux
 _writev: Final = getattr(os, "writev", None)
 _PARTS_MAX: Final = 1024
 """Buffers that one system call takes (IOV_MAX of Linux, the BSDs and macOS)."""
+_TCP_INFO: Final = getattr(socket, "TCP_INFO", 11)
+_RESENDS: Final = slice(2, 4)
+"""Where Linux' `tcp_info` counts the time-outs, and the probes of a full reader, that nobody has answered."""
 KERNEL_KEEPALIVE_S: Final = 600
 SHAPE: Final = "shape=text"
 LINE_MIN: Final = 24
@@ -101,7 +104,7 @@ class TcpLink(StreamLink):
         except OSError:  # it is full, or broken: the transport will find out
             sent = 0
         self.bytes_out += sent
-        self._watch_soon(sent)
+        self._watch_soon()
         rest = behind(batch, sent)
         if rest:
             super().send(rest)
@@ -118,6 +121,15 @@ class TcpLink(StreamLink):
     def unacknowledged_below(self) -> int:
         """What the other side's kernel has not acknowledged yet."""
         return self._kernel_holds(_OUTQ)
+
+    def is_resending(self) -> bool:
+        """Did the kernel send the oldest bytes again? Who only does not read them acknowledges still."""
+        try:
+            assert self._sock is not None
+            answer = self._sock.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _RESENDS.stop)
+        except OSError:
+            return False
+        return any(answer[_RESENDS])
 
     def limit_below(self, limit: int) -> None:
         """The kernel takes no more than so many bytes that it cannot send."""

@@ -28,6 +28,8 @@ CANDIDATES_MAX: Final = 6
 DIAL_LIMIT_S: Final = 8.0
 """How long a dial may take; one without any result counts as failed a little later."""
 _DIAL_LATE_S: Final = 2.0
+HUNG_S: Final = 1.0
+"""A dial without a result for so long may have lost its first packets: another one may start beside it."""
 AGAIN_S: Final = 60.0
 """An endpoint that is not fixed and failed is left alone so long, then twice as long each time..."""
 AGAIN_MAX_S: Final = 3600.0
@@ -162,7 +164,7 @@ class Dials:
             place.is_refused = False
             is_due = place.known.kind == EndpointKind.FIXED or place.retry_at <= now
             wanted = place.protocol not in without and endpoint not in without
-            if is_due and wanted and endpoint not in self._under_way:
+            if is_due and wanted and not self._is_fresh(endpoint, now):
                 starts.setdefault(place.protocol, []).append(endpoint)
         for endpoints in starts.values():
             endpoints.sort(key=lambda endpoint: self._places[endpoint].failures)
@@ -261,6 +263,11 @@ class Dials:
     def is_busy(self) -> bool:
         """Is a dial under way, or about to start?"""
         return bool(self._queue or self._under_way)
+
+    def _is_fresh(self, endpoint: str, now: float) -> bool:
+        """Is a dial under way that may still come to something soon?"""
+        until = self._under_way.get(endpoint)
+        return until is not None and now < until - DIAL_LIMIT_S - _DIAL_LATE_S + HUNG_S
 
     def is_fixed(self, endpoint: str) -> bool:
         """Is it this node's for good? (An unknown one is whatever the caller makes of it: yes.)."""

@@ -251,6 +251,28 @@ class Contact:
         self.redial.at = None
         self.heard(state, now)
 
+    def stalled(self, state: LinkState, silent_s: float, now: float) -> None:
+        """The other machine has confirmed nothing on this connection for so long.
+
+        If that makes it silent it is asked, and the peer is dialled at the same time: once a way was cut, TCP
+        tries it ever more seldom.
+        """
+        if not state.stalled(silent_s, now):
+            return
+        self._plans.append(Probe(state.link, False))
+        if self._is_wanted() and not self._has_living() and not self._is_dialling():
+            self._dial(now)
+
+    def check(self, state: LinkState) -> None:
+        """Is it still there? It was not heard for a while, which need not mean anything."""
+        if state.owed_since is None:
+            self._plans.append(Probe(state.link, False))
+
+    def heard_of(self, now: float) -> None:
+        """The mesh has news of the peer: who waits to dial it again does so soon."""
+        if self._is_wanted() and self.endpoints and not self._has_living():
+            self.redial.prompt(now)
+
     def replaces(self, state: LinkState) -> bool:
         """Does this link of the peer look like an older one that has moved?"""
         return not state.dialled and any(not s.dialled for s in self._direct_of(state.protocol))
@@ -293,7 +315,7 @@ class Contact:
         if offline:
             self.redial.offline(now)
         else:
-            self.redial.back_off(now, self._is_waiting())
+            self.redial.back_off(now, self._is_waiting(), was_answered=refused)
 
     def want_stream(self, now: float) -> None:
         """A stream begins; `has_streams` still tells of the others. What was lost before it is past."""
@@ -344,6 +366,11 @@ class Contact:
     def is_failing(self) -> bool:
         """No link, and tries to open one have failed again and again."""
         return not self.links and self.redial.is_failing
+
+    @property
+    def is_reached(self) -> bool:
+        """Is there a direct link that is heard?"""
+        return self._has_living()
 
     def best(self) -> LinkState:
         """The link to send over: the preferred one that is not silent. There must be one."""

@@ -3,8 +3,10 @@
 A `LinkState` holds what is known of one open link, and judges by it. A peer that owes an answer is asked
 (PROBE) after a patience of four seconds or four round trips, and after twice that the link is *lost*.
 On links that may lose messages, and on ways over relays, it is asked sooner, and again; then the link is
-*silent* (`probed`): others are used meanwhile where there are any. While nothing is owed a KEEPALIVE goes
-now and then, and a link that is not heard for two and a half times that time is lost, too.
+*silent* (`probed`): others are used meanwhile where there are any. A connection whose other end does not even
+confirm what was sent is silent at once (`stalled`). A link on which nothing was heard for the keep-alive time
+is asked, too, by who dialled it if it is one of datagrams: those end without a word. A NAT's binding
+may need a word more often (`keep_s`), which nobody has to answer.
 What follows for the peer, `Contact` decides (mesh/contact.py).
 """
 
@@ -24,6 +26,8 @@ HURRY_S: Final = 0.3
 RETRY_S: Final = 1.0
 """A lossy link whose peer owes an answer is probed after so long, then after 3 and 7 times that (RFC 6298's
 start value and back-off): one lost datagram must not cost ANSWER_S, nor two of them the link."""
+STALL_S: Final = 1.0
+"""A connection is silent when nothing of what was sent was confirmed for so long (or 4 round trips)."""
 CHECK_S: Final = 0.4
 """A datagram link of ours that was just used is probed after so much silence (or 3 round trips); a way over
 relays whose peer owes an answer, too (or 1.5 round trips), and left for another one after twice that."""
@@ -33,7 +37,7 @@ PUNCH_S: Final = 2.5
 
 
 SILENT_SPANS: Final = 2.5
-"""A link is lost when it was not heard for so many times the time between keep-alives."""
+"""A link is lost when it was not heard for so many times the keep-alive time, and could not be asked."""
 
 
 class Verdict(enum.Enum):
@@ -61,12 +65,14 @@ class LinkState:
     up_at: float
     heard_at: float
     sent_at: float
+    asked_at: float = 0.0
+    """When it was last asked because it had not been heard for long."""
     owed_since: float | None = None
     """Since when the peer owes an answer on this link; None: it does not."""
     probed: bool = False
     """It is silent though its peer owes an answer: others are used where there are any."""
     early: float = 0.0
-    """How much before its time the next KEEPALIVE goes, as a share: a mesh's do not fall together."""
+    """How much before its time it is asked, as a share: a mesh's messages do not fall together."""
     check_s: float = 0.0
     """While streams wait on a silent link: how much silence until it is probed; doubles."""
     in_s: float | None = None
@@ -84,7 +90,7 @@ class LinkState:
     is_punch: bool = False
     """It opens a way through a NAT: probed often, for a short time."""
     keep_s: float = 0.0
-    """How long it may be silent so that a NAT remembers it; 0: the usual time between keep-alives."""
+    """How long it may be silent so that a NAT remembers it; 0: nobody needs that."""
     retry_s: float = RETRY_S
     """When, after `owed_since`, the next probe of a lossy link, or of a relayed one, goes."""
     is_doubted: bool = False
@@ -113,11 +119,18 @@ class LinkState:
         else:
             self.check_s = max(ANSWER_S, grace_s / 2)
 
+    def stalled(self, silent_s: float, now: float) -> bool:
+        """The other machine has confirmed nothing for so long; True: so it is asked, and is silent now."""
+        if self.probed or silent_s < max(STALL_S, 4 * (self.rtt_s or 0.0)):
+            return False
+        self.doubt(now if self.owed_since is None else self.owed_since)
+        return True
+
     # --- commands --------------------------------------------------------------------------------
 
-    def doubt(self, now: float) -> None:
+    def doubt(self, since: float) -> None:
         """The PROBE that goes now has to be answered; until it was, others are preferred."""
-        self.owed_since = now
+        self.owed_since = since
         self.probed = True
         self.retry_s = HURRY_S
 
@@ -142,7 +155,11 @@ class LinkState:
         if is_used and owed is None and now >= self._check_at():
             self.check_s = min(2 * self.check_s, keepalive_s)
             return Verdict.ASK
-        if now >= self._keep_at(keepalive_s):
+        if owed is None and self.is_ours_to_ask and now >= self._ask_at(keepalive_s):
+            self.asked_at = now
+            self.early = jitter(0.1)
+            return Verdict.ASK
+        if self.keep_s and now >= self._keep_at():
             self.sent_at = now
             self.early = jitter(0.1)
             return Verdict.KEEP
@@ -153,15 +170,25 @@ class LinkState:
 
     def due_at(self, keepalive_s: float, is_used: bool) -> float:
         """When `look` will have something."""
-        due = min(self._keep_at(keepalive_s), self.heard_at + SILENT_SPANS * keepalive_s)
+        due = self.heard_at + SILENT_SPANS * keepalive_s
+        if self.keep_s:
+            due = min(due, self._keep_at())
         if self.owed_since is not None:
             patience = self._patience()
             due = min(due, self.owed_since + (2 * patience if self.probed else patience))
             if self._is_retried():
                 due = min(due, self.owed_since + self.retry_s)
-        elif is_used:
-            due = min(due, self._check_at())
-        return due
+            return due
+        if self.is_ours_to_ask:
+            due = min(due, self._ask_at(keepalive_s))
+        return min(due, self._check_at()) if is_used else due
+
+    # --- questions -------------------------------------------------------------------------------
+
+    @property
+    def is_ours_to_ask(self) -> bool:
+        """Is it for us to ask whether the peer is there? A datagram link that it dialled may be closed."""
+        return self.dialled or not self.is_lossy
 
     # --- inside ----------------------------------------------------------------------------------
 
@@ -185,9 +212,11 @@ class LinkState:
     def _is_retried(self) -> bool:
         return self.is_lossy or self.relayed
 
-    def _keep_at(self, keepalive_s: float) -> float:
-        span = min(self.keep_s or keepalive_s, keepalive_s)
-        return self.sent_at + span * (1.0 - self.early)
+    def _ask_at(self, keepalive_s: float) -> float:
+        return max(self.heard_at, self.asked_at) + keepalive_s * (1.0 - self.early)
+
+    def _keep_at(self) -> float:
+        return self.sent_at + self.keep_s * (1.0 - self.early)
 
     def _check_at(self) -> float:
         return max(self.heard_at, self.sent_at) + self.check_s

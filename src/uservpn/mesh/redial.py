@@ -14,6 +14,12 @@ BACKOFF_START_S: Final = 0.25
 BACKOFF_MAX_S: Final = 120.0
 BACKOFF_BUSY_MAX_S: Final = 2.0
 """While streams wait the next attempt is never further away than this."""
+ALONE_HURRY_S: Final = 120.0
+BACKOFF_ALONE_MAX_S: Final = 20.0
+"""A node that has no link, and no answer, tries as if streams waited for so long, then at least so often."""
+PROMPT_S: Final = 0.3
+PROMPT_EVERY_S: Final = 5.0
+"""News of a peer let the next round start within PROMPT_S; at most once so often."""
 OFFLINE_S: Final = 30.0
 """Where the system says that there is no way out, the next attempt waits for `wake`, or so long."""
 OTHER_START_S: Final = 5.0
@@ -30,6 +36,11 @@ class Redial:
         """When the next round starts, monotonic seconds; None: there is no reason for one."""
         self.failures = 0
         """Rounds, one after the other, that led nowhere."""
+        self.alone_since: float | None = None
+        """Since when the node has no link to anybody."""
+        self._step = 0
+        """How often the back-off has doubled."""
+        self._prompted_at = -PROMPT_EVERY_S
         self._other_failures = 0
         self._jitter = jitter
 
@@ -37,7 +48,7 @@ class Redial:
 
     def reached(self) -> None:
         """The peer was heard on a direct link."""
-        self.failures = 0
+        self.failures = self._step = 0
 
     def answered(self) -> None:
         """A link that was dialled was answered."""
@@ -45,7 +56,7 @@ class Redial:
 
     def forget(self) -> None:
         """The network is another one."""
-        self.failures = self._other_failures = 0
+        self.failures = self._step = self._other_failures = 0
 
     # --- commands --------------------------------------------------------------------------------
 
@@ -54,13 +65,29 @@ class Redial:
         if self.failures == 0:
             self.at = now
         else:
-            self.back_off(now, is_waiting)
+            self.back_off(now, is_waiting, was_answered=True)
 
-    def back_off(self, now: float, is_waiting: bool) -> None:
-        """After a round that led nowhere."""
-        most = BACKOFF_BUSY_MAX_S if is_waiting else BACKOFF_MAX_S
-        delay = min(most, BACKOFF_START_S * 2.0 ** min(self.failures - 1, 16))
+    def back_off(self, now: float, is_waiting: bool, was_answered: bool = False) -> None:
+        """After a round that led nowhere; `was_answered`: not because the way is cut."""
+        most = BACKOFF_MAX_S
+        if self.alone_since is not None:
+            is_new = now < self.alone_since + ALONE_HURRY_S
+            is_waiting = is_waiting or (is_new and not was_answered)
+            most = BACKOFF_ALONE_MAX_S
+        if is_waiting:
+            most = BACKOFF_BUSY_MAX_S
+        delay = min(most, BACKOFF_START_S * 2.0**self._step)
+        self._step = min(self._step + 1, 16)
         self.at = now + delay * (0.5 + self._jitter(0.5))
+
+    def prompt(self, now: float) -> None:
+        """There are news of the peer: the next round starts soon, and the back-off anew."""
+        if now < self._prompted_at + PROMPT_EVERY_S:
+            return
+        self._prompted_at = now
+        self._step = 0
+        soon = now + self._jitter(PROMPT_S)
+        self.at = soon if self.at is None else min(self.at, soon)
 
     def offline(self, now: float) -> None:
         """The system knows no way out."""

@@ -48,6 +48,11 @@ class Bindings:
             return False
         return any(state.keep_s for _, state in self.links())
 
+    @property
+    def is_tried(self) -> bool:
+        """Is it being found out how long it lasts in silence?"""
+        return self.binding.trial is not None
+
     def links(self) -> list[Bound]:
         """Those that we dialled, with their peers; kept ones first."""
         found = [

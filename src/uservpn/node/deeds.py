@@ -22,6 +22,7 @@ from uservpn.node.relay import Reason
 from uservpn.node.relaying import Relaying
 from uservpn.node.sizing import Sizing
 from uservpn.node.table import LinkEntry, Peer, Table
+from uservpn.node.vigil import Vigil
 from uservpn.types import LinkId
 from uservpn.wire.constants import Kind
 from uservpn.wire.header import Header
@@ -53,6 +54,7 @@ class Deeds:
         reach: Reach,
         relaying: Relaying,
         sizing: Sizing,
+        vigil: Vigil,
     ) -> None:
         self._table = table
         self._boots = boots
@@ -64,6 +66,7 @@ class Deeds:
         self._reach = reach
         self._relaying = relaying
         self._sizing = sizing
+        self._vigil = vigil
 
     def act(self, arrived: Arrived, now: float) -> None:
         """Does it; a kind that is not known does nothing."""
@@ -124,6 +127,7 @@ class Deeds:
     # --- the mesh --------------------------------------------------------------------------------
 
     def _gossip(self, arrived: Arrived, now: float) -> None:
+        self._vigil.news(now)
         if self._members.hear(arrived.peer, arrived.link, arrived.payload, now):
             self._linking.seek_ways(now)
         contested_boot = self._members.gossip.contested_boot()

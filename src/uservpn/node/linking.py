@@ -17,6 +17,7 @@ from uservpn.node.reach import Reach
 from uservpn.node.relaying import Loss, Relaying
 from uservpn.node.sizing import Sizing
 from uservpn.node.table import OVERHEAD, UNPROVEN_S, LinkEntry, Peer, Table
+from uservpn.node.vigil import Vigil
 from uservpn.types import LinkId, NodeId
 from uservpn.wire.constants import Kind
 
@@ -28,13 +29,20 @@ class Linking:
     """The links of one node, direct and relayed, as far as they concern more than one part."""
 
     def __init__(
-        self, table: Table, members: Members, relaying: Relaying, sizing: Sizing, reach: Reach
+        self,
+        table: Table,
+        members: Members,
+        relaying: Relaying,
+        sizing: Sizing,
+        reach: Reach,
+        vigil: Vigil,
     ) -> None:
         self._table = table
         self._members = members
         self._relaying = relaying
         self._sizing = sizing
         self._reach = reach
+        self._vigil = vigil
 
     # --- outside events --------------------------------------------------------------------------
 
@@ -141,6 +149,15 @@ class Linking:
             self._table.touch(entry.peer)
             entry.peer.contact.progress(entry.state, now)
 
+    def link_stalled(self, link: LinkId, silent_s: float, now: float) -> None:
+        """For so long the other machine has confirmed nothing of what was sent over this link."""
+        entry = self._table.links.get(link)
+        if entry is None or entry.peer is None or entry.state is None:
+            return
+        self._table.touch(entry.peer)
+        entry.peer.note_needs()
+        entry.peer.contact.stalled(entry.state, silent_s, now)
+
     def proved(self, peer: Peer, state: LinkState, now: float) -> None:
         """The peer has got what was sent over this link, so it is where the link leads."""
         if not state.is_unproved and not state.is_tentative:
@@ -163,6 +180,7 @@ class Linking:
         """It was heard; is it over a link of ours, and proved?"""
         if peer.contact.direct() is not None:
             self._members.neighbour_up(peer, now)
+            self._vigil.begin(now)
             self.seek_ways(now)
 
     # --- commands --------------------------------------------------------------------------------
@@ -233,9 +251,13 @@ class Linking:
     # --- inside ----------------------------------------------------------------------------------
 
     def _note_silence(self, peer: Peer, link: LinkId, now: float) -> None:
-        """A link is probed: if it is silent and another one carries, what is on it is asked for there."""
+        """A link is probed. If it is silent, others may be; if one carries, what is on it goes there."""
         entry = self._table.links.get(link)
         if entry is None or entry.state is None or entry.path is None:
             return
-        if entry.state.probed and not peer.contact.is_silent():
+        if not entry.state.probed:
+            return
+        if not peer.contact.is_silent():
             peer.tunnel.path_left(entry.path, now)
+        if not entry.hops:
+            self._vigil.doubt(entry.state, now)

@@ -28,6 +28,8 @@ class Members:
         self.directory = Directory(options.record or Record(options.node, options.boot), now)
         self.gossip = Gossip(self.directory, table.jitter, now)
         self.routes = Routes(table.me, self.directory)
+        self._alone_since: float | None = now
+        """Since when there has been no neighbour."""
         self._arranged_for: frozenset[NodeId] = frozenset()
         """The servers that there were when the links were arranged."""
 
@@ -69,6 +71,7 @@ class Members:
             record = self.directory.get(node)
             if record is not None:
                 self.learn(record)
+                self._heard_of(record, now)
         if (
             self.directory.servers != self._arranged_for
         ):  # what else is in records makes nobody's links others
@@ -125,8 +128,13 @@ class Members:
         table = self._table
         self._arranged_for = frozenset(self.directory.servers)
         kept = self._kept()
+        if self.gossip.neighbours():
+            self._alone_since = None
+        elif self._alone_since is None:
+            self._alone_since = now
         for peer in table.peers.values():
             was_kept = peer.contact.is_kept
+            peer.contact.redial.alone_since = self._alone_since
             peer.contact.is_kept = peer.id in kept
             if peer.contact.is_kept != was_kept:
                 table.touch(peer)
@@ -153,7 +161,7 @@ class Members:
         table = self._table
         for node, payload in self.gossip.take_messages():
             peer = table.peers.get(node)
-            state = peer.contact.direct() if peer is not None else None
+            state = peer.contact.carrier() if peer is not None else None
             if peer is not None and state is not None:
                 table.touch(peer)
                 (self.gossip.reliable.discard if state.is_lossy else self.gossip.reliable.add)(node)
@@ -161,6 +169,15 @@ class Members:
                 peer.outbox.append((state.link, Kind.GOSSIP, payload + pad, 0))
 
     # --- inside ----------------------------------------------------------------------------------
+
+    def _heard_of(self, record: Record, now: float) -> None:
+        """Fresh news: its owner is there, and so is whom it has links to. Who is missing is dialled."""
+        table = self._table
+        for node in (record.node, *(edge.neighbour for edge in record.links)):
+            peer = table.peers.get(node)
+            if peer is not None and peer.contact.is_kept and not peer.contact.is_reached:
+                table.touch(peer)
+                peer.contact.heard_of(now)
 
     def _kept(self) -> set[NodeId]:
         """Whom to keep a link to while nobody needs it."""

@@ -16,6 +16,7 @@ parts share one `Table` of peers and links:
     Sizing      how large the messages of datagram links may be
     Mailing     out-of-band messages
     Flights     flight times and the clocks of others
+    Vigil       is anybody heard at all?
     Reach       own endpoints, ways through NATs
     Sender      what leaves now, and over which link
 
@@ -50,6 +51,7 @@ from uservpn.node.relaying import Relaying
 from uservpn.node.sending import Sender
 from uservpn.node.sizing import Sizing
 from uservpn.node.table import Peer, Table
+from uservpn.node.vigil import Vigil
 from uservpn.tunnel.stream import Stream, StreamOwner
 from uservpn.tunnel.tunnel import Tunnel
 from uservpn.types import NodeId
@@ -92,7 +94,10 @@ class Node:
         self.claims = Claims(options.node, options.boot, instance, self.table.jitter, now)
         self.numbers = Numbers(self.table, self.members, self.claims)
         self.door = Door(self.table, self.directory)
-        self._linking = Linking(self.table, self.members, self.relaying, self._sizing, self.reach)
+        self._vigil = Vigil(self.table)
+        self._linking = Linking(
+            self.table, self.members, self.relaying, self._sizing, self.reach, self._vigil
+        )
         self._boots = Boots(self.table, self._linking, self.numbers, self.flights)
         self._arrivals = self._make_arrivals()
         self._sender = Sender(self.table, self.relaying, self._sizing)
@@ -103,6 +108,7 @@ class Node:
         self.link_refused = self._linking.link_refused
         self.link_resized = self._linking.link_resized
         self.link_progress = self._linking.link_progress
+        self.link_stalled = self._linking.link_stalled
         self.dial_failed = self._linking.dial_failed
         self.receive = self._arrivals.receive
         self.receive_batch = self._arrivals.receive_batch
@@ -122,6 +128,7 @@ class Node:
             reach=self.reach,
             relaying=self.relaying,
             sizing=self._sizing,
+            vigil=self._vigil,
         )
         return self.ARRIVALS(
             self.table,
@@ -308,6 +315,7 @@ class Node:
         self.members.on_deadline(now)
         self._sizing.on_deadline(now)
         self.reach.on_deadline(now)
+        self._vigil.on_deadline(self.reach.bindings.is_tried, now)
         self._dues.touch_due(now)
         for peer in list(table.touched.values()):  # what follows may touch others
             self._look_at(peer, now)
@@ -318,7 +326,8 @@ class Node:
         """When `on_deadline` wants to be called."""
         times = [self._dues.next_deadline(), self.members.gossip.next_deadline()]
         times += (self._sizing.next_deadline(), self.reach.next_deadline())
-        times += (self.claims.next_deadline(), next(iter(self.table.unproven.values()), None))
+        times += (self._vigil.next_deadline(), self.claims.next_deadline())
+        times.append(next(iter(self.table.unproven.values()), None))
         return min((time for time in times if time is not None), default=None)
 
     def _look_at(self, peer: Peer, now: float) -> None:

@@ -241,6 +241,11 @@ class Driver:
         """Part of a large message arrived."""
         self.node.link_progress(link.id, monotonic())
 
+    def link_stalled(self, link: Link, silent_s: float) -> None:
+        """What was sent is not acknowledged."""
+        self.node.link_stalled(link.id, silent_s, monotonic())
+        self.kick()
+
     def link_resized(self, link: Link) -> None:
         """Other sizes of messages fit."""
         self.node.link_resized(link.id, link.caps.payload_size_max, monotonic())

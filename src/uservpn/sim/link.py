@@ -65,6 +65,10 @@ class TcpLink:
         """They came."""
         self.member.messages(self, batch)
 
+    def stalled(self, end: End, silent_s: float) -> None:
+        """What was sent is not acknowledged."""
+        self.member.link_stalled(self, silent_s)
+
     def closed(self, end: End, reason: str) -> None:
         """The other end, or the kernel, ended it."""
         self.member.link_closed(self, reason)

@@ -297,6 +297,12 @@ class Member:
                 self.node.link_progress(link.id, self.world.agenda.now)
             self.settle()
 
+    def link_stalled(self, link: Link, silent_s: float) -> None:
+        """The other end's kernel is silent."""
+        if self.is_up:
+            self.node.link_stalled(link.id, silent_s, self.world.agenda.now)
+            self.settle()
+
     def link_closed(self, link: Link, reason: str) -> None:
         """It is gone."""
         if not self.is_up or self.links.pop(link.id, None) is None:

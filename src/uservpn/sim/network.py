@@ -27,6 +27,8 @@ Batch = list[tuple[bytes, bytes]]
 RETRY_S: Final = 0.2
 RETRY_MAX_S: Final = 60.0
 """Of TCP's retransmission, while the way is cut."""
+WATCH_S: Final = 1.0
+"""A link looks after so long whether what it has sent is acknowledged, then after twice as long each time."""
 TCP_END_S: Final = 924.0
 """When Linux gives a connection up that confirms nothing (tcp_retries2 = 15)."""
 SYN_S: Final = (0.0, 1.0, 3.0, 7.0)
@@ -71,6 +73,9 @@ class EndOwner(Protocol):
 
     def messages(self, end: End, batch: Batch) -> None:
         """Whole messages came, in order."""
+
+    def stalled(self, end: End, silent_s: float) -> None:
+        """For so long nothing of what was sent has been acknowledged."""
 
     def closed(self, end: End, reason: str) -> None:
         """The connection is gone."""
@@ -189,8 +194,8 @@ class End:
             if not self._waiting:
                 self._waiting_since = self._network.agenda.now
                 self._retry_s = RETRY_S
-                self._network.stalled[self] = None
                 self._network.agenda.after(self._retry_s, self._retry)
+                self._network.agenda.after(WATCH_S, self._watch, self._waiting_since, WATCH_S)
             self._waiting.append(batch)
         else:
             self._hand_over(batch)
@@ -202,15 +207,20 @@ class End:
         elif self.is_open:  # nobody there knows this connection
             network.agenda.after(network.flight(other.host, self.host), self.reset, other)
 
+    def _watch(self, since: float, waited_s: float) -> None:
+        """The sender's link sees that the kernel still sends the same bytes."""
+        if self.is_open and self._waiting and since == self._waiting_since:
+            network = self._network
+            self.owner.stalled(self, network.agenda.now - since)
+            network.agenda.after(2 * waited_s, self._watch, since, 2 * waited_s)
+
     def _retry(self) -> None:
         network = self._network
         if self._start != self.host.start_count:
-            network.stalled.pop(self, None)
             return
         if network.reaches(self, self.other, "tcp"):
             network.agenda.after(network.flight(self.host, self.other.host), self._catch_up)
         elif self.is_open and network.agenda.now >= self._waiting_since + TCP_END_S:
-            network.stalled.pop(self, None)
             self._close("timed out")
         else:
             self._retry_s = min(2 * self._retry_s, RETRY_MAX_S)
@@ -220,8 +230,6 @@ class End:
         """What was retransmitted arrives, with all that waited behind it."""
         waiting = self._waiting
         self._waiting = []
-        self._network.restored_at = self._network.agenda.now
-        self._network.stalled.pop(self, None)
         for batch in waiting:
             self._arrive(batch)
 
@@ -239,10 +247,6 @@ class Network:
         self.blocked_protocols: set[tuple[str, str]] = set()
         """(host's name, protocol): a firewall before this host drops it."""
         self.lost_count = 0
-        self.stalled: dict[End, None] = {}
-        """Ends whose messages wait for TCP to try again."""
-        self.restored_at = agenda.now
-        """When a connection last caught up with what a cut had held back."""
         self._rng = rng
         self._places: dict[str, Host] = {}
         self._flights: dict[tuple[str, str], float] = {}
@@ -306,13 +310,6 @@ class Network:
             a.local.host == a.host.ip
             and b.local.host == b.host.ip
             and self.is_open_between(a.host, b.host, protocol)
-        )
-
-    def is_catching_up(self) -> bool:
-        """Does a connection wait for its next retransmission, over a way that is whole again?"""
-        return any(
-            end.is_open and end.other.is_open and self.reaches(end, end.other, "tcp")
-            for end in self.stalled
         )
 
     # --- datagrams -------------------------------------------------------------------------------
