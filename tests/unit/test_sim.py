@@ -28,8 +28,10 @@ from uservpn.wire.session import Session
 
 KEY = bytes(range(32))
 SHORT = (*range(6), 778)
-"""Seeds that every test run plays; `make sim` plays more. 778: an exit that only dials out has another address, and
-nobody tells it."""
+"""Seeds that every test run plays; `make sim` plays more.
+
+778: an exit that only dials out is given another address, and nobody tells it.
+"""
 
 
 @pytest.mark.parametrize("seed", SHORT)
