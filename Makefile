@@ -45,7 +45,7 @@ netns: setup  ## The tests in network namespaces at full size (needs root; see d
 
 fuzz: setup  ## The fuzz tests, ROUNDS times as long as in `make test`
 	USERVPN_FUZZ=$(ROUNDS) $(BIN)/python -m pytest -q tests/unit/test_fuzz.py tests/unit/test_fuzz_transcript.py \
-	    tests/unit/test_tcp_link.py tests/unit/test_udp_link.py tests/unit/test_patterns.py tests/unit/test_lists.py tests/unit/test_rules.py $(ARGS)
+	    tests/unit/test_tcp_link.py tests/unit/test_udp_link.py tests/unit/test_runs.py tests/unit/test_patterns.py tests/unit/test_lists.py tests/unit/test_rules.py $(ARGS)
 
 kill-points: setup  ## The chooser's memory after 10,000 kills: it opens each time
 	USERVPN_KILL_POINTS=10000 $(BIN)/python -m pytest -q -o timeout=1800 tests/unit/test_state_file.py -k kill

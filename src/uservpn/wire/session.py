@@ -232,12 +232,13 @@ class Session:
     def open_run(self, run: Run, into: Slots) -> int:
         """As `open_bound` for a run of DATA or SINK, at less cost for each: how many were opened.
 
-        Ends before the first that does not open. The payloads lie in `into`, side by side. None is opened
-        if they are of another boot, relayed, not all above every number that came before, or too many for
-        `into`: those are for `open_bound`.
+        Ends before the first that does not open, or where `into` is full. The payloads lie there side by
+        side. None is opened if they are of another boot, relayed, or not all above every number that came
+        before: those are for `open_bound`.
         """
         header = run.header
-        number, count, size = header.number, len(run.bodies), header.length - TAG_SIZE
+        number, size = header.number, header.length - TAG_SIZE
+        count = min(len(run.bodies), into.size // max(size, 1))
         chacha = header.flags & FLAG_CHACHA
         aead = self._aeads_in.get((header.slot, header.boot, chacha))
         if (
@@ -248,7 +249,8 @@ class Session:
             or header.hop1
             or header.boot != self.peer_boot
             or number < self._window.top
-            or not 0 < size * count <= into.size
+            or size <= 0
+            or not count
         ):
             return 0
         nonces, known = _counted(number, header.associated[:NUMBER_AT], self._my_boot_bytes, count)
