@@ -1,53 +1,83 @@
-"""KCP links without a network: how large the window is, and what a sealed datagram shows."""
+"""KCP links without a network: when segments leave, what KCP tells of them, and what a datagram shows."""
 
 from __future__ import annotations
 
+import asyncio
 import os
+from collections.abc import Callable
 
 import pytest
+import uvloop
 
-from uservpn.links.kcp import WINDOW_MAX, WINDOW_MIN, WINDOW_START, Window
+from uservpn.links.kcp import HEAD, MTU, KcpSession
 from uservpn.wire.header import HeaderCodec
 from uservpn.wire.keys import KeyRing
 
 
-def _run(window: Window, rtts_ms, is_used_up: bool = True, start_ms: int = 1000) -> int:
-    now_ms = start_ms
-    for rtt_ms in rtts_ms:
-        now_ms += rtt_ms
-        window.look(now_ms, rtt_ms, is_used_up)
-    return now_ms
+class Lossy:
+    """Two sessions whose datagrams take a turn of the event loop, or get lost."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.near = KcpSession(7, lambda data: self.carry(self.far, data), lambda: None)
+        self.far = KcpSession(7, lambda data: self.carry(self.near, data), lambda: None)
+        self.sent: list[int] = []
+        self.is_hole = False
+
+    def carry(self, session: KcpSession, data: bytes) -> None:
+        self.sent.append(len(data))
+        if not self.is_hole:
+            self.loop.call_soon(session.receive, data)
+
+    async def turns(self, count: int = 10) -> None:
+        for _ in range(count):
+            await asyncio.sleep(0)
+
+    async def until(self, is_so: Callable[[], bool]) -> None:
+        async with asyncio.timeout(20):
+            while not is_so():
+                await asyncio.sleep(0.001)
+
+    def close(self) -> None:
+        self.near.abort()
+        self.far.abort()
 
 
-def test_the_window_grows_while_the_round_trip_stays_and_only_when_it_is_used():
-    used, unused = Window(), Window()
-    _run(used, [100] * 60)
-    _run(unused, [100] * 60, is_used_up=False)
-    assert used.size == WINDOW_MAX
-    assert unused.size == WINDOW_START
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_what_is_written_leaves_in_the_same_turn_also_while_a_timer_runs(run) -> None:
+    async def main() -> None:
+        pair = Lossy()
+        pair.is_hole = True
+        for number in range(
+            1, 4
+        ):  # from the second on, what waits for its acknowledgement has a timer
+            pair.near.writelines([b"key stroke"])
+            await pair.turns(3)
+            assert len(pair.sent) == number
+        pair.close()
+
+    run(main())
 
 
-def test_a_queue_on_the_path_shrinks_it_and_it_finds_the_way_back():
-    window = Window()
-    now_ms = _run(window, [100] * 60)
-    now_ms = _run(window, [200] * 100, start_ms=now_ms)
-    assert window.size == WINDOW_MIN
-    _run(window, [100] * 60, start_ms=now_ms)
-    assert window.size == WINDOW_MAX
+def test_what_kcp_tells_of_its_segments() -> None:
+    async def main() -> None:
+        pair, size = Lossy(), MTU - HEAD
+        pair.near.writelines([bytes(40 * size)])
+        await pair.until(lambda: pair.near.held() == 0)
+        below = pair.near.below()
+        assert (below.delivered, below.inflight, below.unsent) == (40 * size, 0, 0)
+        assert below.resent <= 2 * MTU, "nothing was lost"
+        pair.is_hole = True
+        pair.near.writelines([bytes(20 * size)])
+        await pair.turns()
+        assert pair.near.below().inflight == 20 * size == pair.near.held()
+        assert pair.near.below().delivered == 40 * size
+        before = len(pair.sent)
+        await pair.until(lambda: len(pair.sent) >= before + 20)  # resent after a time-out
+        assert pair.near.below().resent >= 18 * MTU
+        pair.close()
 
-
-def test_a_path_that_has_become_longer_is_not_taken_for_a_queue_for_ever():
-    window = Window()
-    now_ms = _run(window, [50] * 40)
-    _run(window, [300] * 250, start_ms=now_ms)
-    assert window.size == WINDOW_MAX
-
-
-def test_a_window_is_looked_at_once_a_round_trip():
-    window = Window()
-    assert window.look(1000, 100, True)
-    assert not window.look(1050, 100, True)
-    assert not window.look(5000, 0, True), "nothing was measured"
+    uvloop.run(main())
 
 
 def test_a_sealed_datagram_opens_under_any_listed_key_and_is_never_the_same():

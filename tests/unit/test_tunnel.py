@@ -81,6 +81,31 @@ def test_a_refused_dial_is_told_and_ends_the_stream():
     assert not client.node.tunnel(stream).streams
 
 
+def test_credit_comes_back_in_small_steps_so_that_its_source_never_stops():
+    """Half a window at a time lets a long path run dry between two grants."""
+    world, client, server = pair()
+    stream = client.node.open(1, "site.test", 80, None, world.now)
+    client.send(stream, bytes(200_000))
+    world.settle(client)
+    server.consume = False
+    world.run(1)
+    sink = server.offered[0][0]
+    tunnel = server.node.tunnel(sink)
+    kib = 1024
+    for window, step in ((256, 128), (1024, 512), (2048, 512), (8192, 1024)):
+        window, step = window * kib, step * kib
+        sink.recv_window = window
+        before = sink.recv_limit = sink.consumed + window
+        tunnel.consumed(sink, step - 1, world.now)
+        assert sink.recv_limit == before
+        tunnel.consumed(sink, 1, world.now)
+        assert sink.recv_limit == before + step
+        assert tunnel.has_outgoing()
+        world.settle(server)
+        world.run(1)
+        tunnel = server.node.tunnel(sink)
+
+
 def test_a_reader_that_stopped_stalls_only_its_own_stream():
     world, client, server = pair()
     server.consume = False

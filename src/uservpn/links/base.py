@@ -32,6 +32,8 @@ class LinkCaps:
     """Where a message may be too large for the path and is then lost without a word: what surely gets
     through. The node starts there and finds by probes what more does, up to `payload_size_max`
     (mesh/pathmtu.py). 0: everything up to `payload_size_max` gets through."""
+    is_self_bounding: bool = False
+    """Its `room` keeps the path's queue short, by what the layer below tells; else the tunnel has to."""
 
 
 class Link(Protocol):

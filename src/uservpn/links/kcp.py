@@ -4,10 +4,10 @@ The protocol is that of the KCP library (ikcp, by way of the `siokcp` package, a
 inside the stream messages stand back to back, as on TCP. KCP's own segments would be easy to recognise, so
 every datagram is sealed whole, with AES-SIV under the header key (`HeaderCodec.seal_datagram`).
 
-KCP has no congestion control that stands random loss. So its send window follows the path here: it grows
-while it is used up and the smoothed round trip stays near the least one seen, and shrinks when a queue
-builds up (the idea of TCP Vegas: Brakmo and Peterson, 1995). Sessions are named by the dialler's
-random conversation number and both addresses; a session that stays silent is given up by the node.
+KCP has no congestion control that stands random loss. So it gets no more here than the path holds, by what
+it tells of its segments (links/pipe.py); its own window, which a single missing segment stops, is far wider.
+Sessions are named by the dialler's random conversation number and both addresses; a session that stays
+silent is given up by the node.
 """
 
 from __future__ import annotations
@@ -22,22 +22,20 @@ import siokcp
 
 from uservpn.kit.endpoint import Address, Endpoint
 from uservpn.links.base import LinkOwner
+from uservpn.links.pipe import Below, Pipe
 from uservpn.links.stream import StreamLink, stream_caps
 from uservpn.types import Buffer
 from uservpn.wire.header import HeaderCodec
 
-CAPS: Final = stream_caps("kcp")
+CAPS: Final = stream_caps("kcp", True)
 MTU: Final = 1350
 """Of KCP's segments; with the seal, UDP and IPv6 a packet of 1,418 bytes."""
 INTERVAL_MS: Final = 10
-RECEIVE_WINDOW: Final = 8192
-WINDOW_MIN: Final = 32
-WINDOW_START: Final = 64
-WINDOW_MAX: Final = 8192
-"""Segments under way: 11 MB at most."""
-QUEUE_MS: Final = 15
-"""Round trips this much (or an eighth) above the least one: a queue builds up."""
-SEND_MAX: Final = 64 * (MTU - 24)
+WINDOW: Final = 8192
+"""Segments from the first missing one on, either way: 11 MB."""
+HEAD: Final = 24
+"""Of a segment."""
+SEND_MAX: Final = 64 * (MTU - HEAD)
 """KCP takes no more than 128 segments at a time."""
 SESSIONS_MAX: Final = 1024
 """Accepted sessions of one listener; for one more the oldest ends."""
@@ -48,29 +46,20 @@ _NODELAY: Final = (1, INTERVAL_MS, 2, 1)
 """No slow-start on timeouts, resend after two acknowledged later ones, no window of its own."""
 
 
-class Window:
-    """How many segments may be under way, by what the path did to the last ones. Sans-I/O."""
+class KcpLink(StreamLink):
+    """A stream whose transport is a KCP session."""
 
-    def __init__(self) -> None:
-        self.size = WINDOW_START
-        self._least_ms = 0
-        self._least_at_ms = 0
-        self._looked_at_ms = 0
+    def __init__(self, codec: HeaderCodec, owner: LinkOwner, accepted: bool) -> None:
+        super().__init__(CAPS, codec, owner, accepted, Pipe(is_always=True))
+        self.session: KcpSession | None = None
 
-    def look(self, now_ms: int, srtt_ms: int, is_used_up: bool) -> bool:
-        """Once a round trip: a new size? `srtt_ms` 0: nothing measured yet."""
-        if srtt_ms <= 0 or now_ms - self._looked_at_ms < max(srtt_ms, INTERVAL_MS):
-            return False
-        self._looked_at_ms = now_ms
-        if not self._least_ms or srtt_ms <= self._least_ms or now_ms - self._least_at_ms > 30_000:
-            self._least_ms = srtt_ms
-            self._least_at_ms = now_ms
-        before = self.size
-        if srtt_ms > self._least_ms + max(QUEUE_MS, self._least_ms // 8):
-            self.size = max(WINDOW_MIN, self.size * 7 // 8)
-        elif is_used_up:
-            self.size = min(WINDOW_MAX, self.size * 5 // 4)
-        return self.size != before
+    def below(self) -> Below | None:
+        """What KCP tells of its segments."""
+        return self.session.below() if self.session is not None else None
+
+    def unacknowledged_below(self) -> int:
+        """What KCP keeps, sent or not."""
+        return self.session.held() if self.session is not None else 0
 
 
 class KcpSession:
@@ -86,24 +75,22 @@ class KcpSession:
         kcp.stream = 1
         kcp.setmtu(MTU)
         kcp.nodelay(*_NODELAY)
-        self._window = Window()
-        kcp.wndsize(self._window.size, RECEIVE_WINDOW)
-        self._timer: asyncio.TimerHandle | asyncio.Handle | None = None
-        self._high = self._low = 0
-        self._is_full = False
+        kcp.wndsize(WINDOW, WINDOW)
+        self._timer: asyncio.TimerHandle | None = None
+        self._turn: asyncio.Handle | None = None
         self._is_closed = False
-        self.link: StreamLink | None = None
+        self._numbers = 0  # of segments sent at least once; KCP's own wrap
+        self._bytes_put = 0
+        self.link: KcpLink | None = None
 
     # --- the transport of its link ---------------------------------------------------------------
 
     def set_write_buffer_limits(self, high: int, low: int) -> None:
-        """As asyncio's transports."""
-        self._high, self._low = high, low
+        """As asyncio's transports; never reached, since `below` tells of all that waits."""
 
     def get_write_buffer_size(self) -> int:
-        """What waits beyond the window."""
-        waiting: int = self._kcp.waitsnd()
-        return max(0, waiting - self._window.size) * (MTU - 24)
+        """As asyncio's transports: nothing waits here, but in KCP."""
+        return 0
 
     def is_closing(self) -> bool:
         """As asyncio's transports."""
@@ -115,19 +102,39 @@ class KcpSession:
         for start in range(0, len(data), SEND_MAX):
             self._kcp.send(data[start : start + SEND_MAX])
         self._soon()
-        if not self._is_full and self.get_write_buffer_size() > self._high and self.link:
-            self._is_full = True
-            self.link.pause_writing()
 
     def abort(self) -> None:
         """Ends the session; KCP has no goodbye, so the other side gives up by itself."""
         if not self._is_closed:
             self._is_closed = True
-            if self._timer is not None:
-                self._timer.cancel()
+            for handle in (self._timer, self._turn):
+                if handle is not None:
+                    handle.cancel()
             self._ended()
             if self.link is not None:
                 self._loop.call_soon(self.link.connection_lost, None)
+
+    # --- what KCP tells --------------------------------------------------------------------------
+
+    def held(self) -> int:
+        """Bytes that were not acknowledged."""
+        waiting: int = self._kcp.waitsnd()
+        return waiting * (MTU - HEAD)
+
+    def below(self) -> Below:
+        """Segments as bytes. What was sent again is what left beyond one datagram for each segment."""
+        kcp, size = self._kcp, MTU - HEAD
+        self._numbers += (kcp.snd_nxt - self._numbers) & 0xFFFFFFFF
+        rtt_s = kcp.rx_srtt / 1000
+        return Below(
+            (self._numbers - kcp.nsnd_buf) * size,
+            kcp.nsnd_buf * size,
+            kcp.nsnd_que * size,
+            rtt_s,
+            rtt_s,
+            0.0,
+            max(0, self._bytes_put - self._numbers * MTU),
+        )
 
     # --- datagrams -------------------------------------------------------------------------------
 
@@ -141,6 +148,8 @@ class KcpSession:
         self._soon()
 
     def _output(self, segments: bytes) -> int:
+        if len(segments) > MTU // 2:  # others are acknowledgements, or a short segment
+            self._bytes_put += len(segments)
         try:  # whatever is raised here would come back as a SystemError out of the C code
             self._put(segments)
         except OSError:
@@ -149,15 +158,19 @@ class KcpSession:
 
     def _soon(self) -> None:
         """One update at the end of this turn."""
-        if isinstance(self._timer, asyncio.TimerHandle):
-            self._timer.cancel()
-            self._timer = None
-        if self._timer is None:
-            self._timer = self._loop.call_soon(self._update, True)
+        if self._turn is None:
+            self._turn = self._loop.call_soon(self._news)
 
-    def _update(self, is_news: bool = False) -> None:
-        """KCP's clock: sends, resends, acknowledges; comes back when it has to."""
+    def _news(self) -> None:
+        self._turn = None
+        self._update(True)
+
+    def _on_timer(self) -> None:
         self._timer = None
+        self._update(False)
+
+    def _update(self, is_news: bool) -> None:
+        """KCP's clock: sends, resends, acknowledges; comes back when it has to."""
         if self._is_closed:
             return
         kcp = self._kcp
@@ -165,18 +178,12 @@ class KcpSession:
         kcp.update(now_ms)
         if is_news:
             kcp.flush()
-        waiting = kcp.waitsnd()
-        if self._window.look(now_ms, kcp.rx_srtt, waiting >= self._window.size):
-            kcp.wndsize(self._window.size, RECEIVE_WINDOW)
         if kcp.state & 0x80000000:  # a segment was resent too often: nobody is there
             self.abort()
             return
-        if self._is_full and self.get_write_buffer_size() <= self._low and self.link:
-            self._is_full = False
-            self.link.resume_writing()
-        if waiting and self._timer is None:  # an idle session has no timer
+        if kcp.waitsnd() and self._timer is None:  # an idle session has no timer
             delay_ms = max(1, kcp.check(now_ms) - now_ms)
-            self._timer = self._loop.call_later(delay_ms / 1000, self._update)
+            self._timer = self._loop.call_later(delay_ms / 1000, self._on_timer)
 
 
 def _no_log(text: str) -> None:
@@ -186,7 +193,7 @@ def _no_log(text: str) -> None:
 class KcpDialler(asyncio.DatagramProtocol):
     """The socket of one dialled session."""
 
-    def __init__(self, codec: HeaderCodec, link: StreamLink) -> None:
+    def __init__(self, codec: HeaderCodec, link: KcpLink) -> None:
         self._codec = codec
         self._link = link
         self._session: KcpSession | None = None
@@ -200,6 +207,7 @@ class KcpDialler(asyncio.DatagramProtocol):
             secrets.randbits(32), lambda data: datagrams.sendto(_sealed(codec, data)), self._ended
         )
         session.link = self._link
+        self._link.session = session
         self._link.local = _name(transport.get_extra_info("sockname"))
         self._link.remote = _name(transport.get_extra_info("peername"))
         self._link.connection_made(cast("asyncio.BaseTransport", session))
@@ -261,7 +269,8 @@ class KcpListener(asyncio.DatagramProtocol):
             lambda data: transport.sendto(_sealed(codec, data), addr),
             lambda: self._forget((addr, conversation)),
         )
-        link = session.link = StreamLink(CAPS, self._codec, self._owner, accepted=True)
+        link = session.link = KcpLink(self._codec, self._owner, accepted=True)
+        link.session = session
         link.local = _name(transport.get_extra_info("sockname"))
         link.remote = _name(addr)
         link.connection_made(cast("asyncio.BaseTransport", session))
@@ -294,7 +303,7 @@ class KcpPlugin:
     async def connect(self, endpoint: Endpoint, codec: HeaderCodec, owner: LinkOwner) -> StreamLink:
         """Opens a socket; that somebody answers is seen by the first message. Raises OSError."""
         loop = asyncio.get_running_loop()
-        link = StreamLink(CAPS, codec, owner, accepted=False)
+        link = KcpLink(codec, owner, accepted=False)
         await loop.create_datagram_endpoint(
             lambda: KcpDialler(codec, link), remote_addr=(endpoint.host, endpoint.port)
         )

@@ -21,7 +21,9 @@ from uservpn.links.stream import stream_caps
 from uservpn.links.tcp import TcpLink
 from uservpn.wire.header import HeaderCodec
 
-CAPS: Final = stream_caps("socks5")
+CAPS: Final = stream_caps(
+    "socks5", False
+)  # the kernel knows the way to the proxy, not that behind it
 
 
 def target_of(endpoint: Endpoint) -> Address:

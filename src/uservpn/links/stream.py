@@ -19,6 +19,8 @@ from typing import Final, cast
 
 from uservpn.links.backlog import LIMIT_MAX, Backlog
 from uservpn.links.base import LinkCaps, LinkOwner
+from uservpn.links.pipe import LOOK_S as PIPE_LOOK_S
+from uservpn.links.pipe import Below, Pipe
 from uservpn.types import Buffer
 from uservpn.wire.constants import HEADER_SIZE, KIB, PAYLOAD_SIZE_MAX, TAG_SIZE
 from uservpn.wire.header import Header, HeaderCodec, Run
@@ -42,9 +44,15 @@ UNPROVEN_S: Final = 20.0
 assert HEADER_SIZE + PAYLOAD_SIZE_MAX <= BUFFER_SIZE
 
 
-def stream_caps(protocol: str) -> LinkCaps:
+def stream_caps(protocol: str, is_self_bounding: bool) -> LinkCaps:
     """What a link on an ordered, reliable byte stream can do."""
-    return LinkCaps(protocol, MESSAGE_MAX + TAG_SIZE + KIB, is_ordered=True, is_reliable=True)
+    return LinkCaps(
+        protocol,
+        MESSAGE_MAX + TAG_SIZE + KIB,
+        is_ordered=True,
+        is_reliable=True,
+        is_self_bounding=is_self_bounding,
+    )
 
 
 def own(part: Buffer) -> bytes:
@@ -61,7 +69,12 @@ class StreamLink(asyncio.BufferedProtocol):
     """
 
     def __init__(
-        self, caps: LinkCaps, codec: HeaderCodec, owner: LinkOwner, accepted: bool
+        self,
+        caps: LinkCaps,
+        codec: HeaderCodec,
+        owner: LinkOwner,
+        accepted: bool,
+        pipe: Pipe | None = None,
     ) -> None:
         self.caps = caps
         self.id = owner.new_link_id()
@@ -79,6 +92,7 @@ class StreamLink(asyncio.BufferedProtocol):
         self._is_full = False
         self._full_at = 0.0
         self._backlog = Backlog()
+        self._pipe = pipe or Pipe()
         self._limit = 0  # as last set for the transport
         self._look_timer: asyncio.TimerHandle | None = None
         self._watch_timer: asyncio.TimerHandle | None = None
@@ -98,6 +112,11 @@ class StreamLink(asyncio.BufferedProtocol):
         size = self._transport.get_write_buffer_size()
         if self._is_full:
             return min(0, self._limit - size)
+        if self._look_below(size):
+            room = self._pipe.room
+            if room <= 0:
+                self._look_later(PIPE_LOOK_S)
+            return room
         if self._limit == LIMIT_MAX:
             room = LIMIT_MAX + 1 - size
             return max(ROOM_MIN, room) if room > 0 else room
@@ -105,8 +124,8 @@ class StreamLink(asyncio.BufferedProtocol):
         self._backlog.look(self._loop.time(), self.bytes_out - size, size)
         self._set_limit()
         room = self._limit + 1 - size
-        if room <= 0 and self._look_timer is None:  # what lies below says nothing when it goes
-            self._look_timer = self._loop.call_later(LOOK_S, self._look)
+        if room <= 0:
+            self._look_later(LOOK_S)
         return room
 
     def send(self, batch: Sequence[Buffer]) -> None:
@@ -114,6 +133,7 @@ class StreamLink(asyncio.BufferedProtocol):
         if self._transport is not None and not self._transport.is_closing():
             size = sum(map(len, batch))
             self.bytes_out += size
+            self._pipe.took(size)
             self._transport.writelines([own(part) for part in batch])
             self._watch_soon()
 
@@ -123,6 +143,10 @@ class StreamLink(asyncio.BufferedProtocol):
             self._transport.abort()
 
     # --- for protocols on top --------------------------------------------------------------------
+
+    def below(self) -> Below | None:
+        """What the system below the transport tells of its path; None: nothing."""
+        return None
 
     def unsent_below(self) -> int:
         """Bytes that the system below the transport holds unsent."""
@@ -233,6 +257,24 @@ class StreamLink(asyncio.BufferedProtocol):
         """The owner gets what one read has brought."""
         if runs:
             self._owner.link_runs(self, runs)
+
+    def _look_below(self, size: int) -> bool:
+        """Does the pipe bound what may be sent? `size` bytes wait in the transport."""
+        pipe = self._pipe
+        if not self.caps.is_self_bounding:
+            return False
+        now = self._loop.time()
+        if pipe.is_due(now) and (below := self.below()) is not None:
+            pipe.look(now, below._replace(unsent=below.unsent + size))
+            if pipe.is_bounding:
+                self._backlog.limit = LIMIT_MAX
+                self._set_limit()
+        return pipe.is_bounding
+
+    def _look_later(self, seconds: float) -> None:
+        """What lies below says nothing when it has room again."""
+        if self._look_timer is None:
+            self._look_timer = self._loop.call_later(seconds, self._look)
 
     def _set_limit(self) -> None:
         """The backlog's limit becomes the transport's, if it is another one."""

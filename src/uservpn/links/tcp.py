@@ -17,6 +17,7 @@ import os
 import secrets
 import socket
 import string
+import struct
 import sys
 import termios
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from typing import Final, cast
 
 from uservpn.kit.endpoint import Endpoint
 from uservpn.links.base import LinkCaps, LinkOwner
+from uservpn.links.pipe import Below
 from uservpn.links.stream import StreamLink, stream_caps
 from uservpn.types import Buffer
 from uservpn.wire.constants import HEADER_SIZE
@@ -45,69 +47,39 @@ LINE_MAX: Final = 120
 """Letters of the first line: more than the twenty in a row that let a connection pass."""
 _END: Final = b"\r\n"
 
-CAPS: Final = stream_caps("tcp")
+_TCP_INFO: Final = getattr(socket, "TCP_INFO", 11)
+_INFO: Final = struct.Struct("=16xI4xIIII28xI28xIQ8xQ16xII")
+"""Of Linux' `struct tcp_info` (<linux/tcp.h>; it only ever grows): snd_mss; unacked, sacked, lost and
+retrans, in segments; rtt; total_retrans; pacing_rate; bytes_acked; notsent_bytes; min_rtt. Times in us."""
+_NO_RTT: Final = 0xFFFFFFFF
+TELLS: Final = sys.platform == "linux"
+"""Does the kernel tell what became of what a socket sent? Others have less to tell, and other layouts."""
+
+CAPS: Final = stream_caps("tcp", TELLS)
 assert LINE_MAX + len(_END) > HEADER_SIZE
 
 
-class TcpLink(StreamLink):
-    """One TCP connection to an adjacent node."""
+class SocketLink(StreamLink):
+    """A stream on a TCP socket, whatever stands between them: what the kernel tells of it."""
 
     def __init__(
-        self,
-        codec: HeaderCodec,
-        owner: LinkOwner,
-        accepted: bool,
-        is_shaped: bool = False,
-        caps: LinkCaps = CAPS,
+        self, caps: LinkCaps, codec: HeaderCodec, owner: LinkOwner, accepted: bool
     ) -> None:
         super().__init__(caps, codec, owner, accepted)
         self._sock: socket.socket | None = None
-        self._is_shaped = is_shaped
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Sets the socket up."""
-        self._sock = sock = transport.get_extra_info("socket")
+    def stands_on(self, sock: socket.socket) -> None:
+        """This is its socket, which is set up for it."""
+        self._sock = sock
         tune_socket(sock)
-        self.local = _name(transport.get_extra_info("sockname"))
-        self.remote = _name(transport.get_extra_info("peername"))
-        super().connection_made(transport)
-        if self._is_shaped and not self._accepted:
-            self._is_shaped = False
-            cast("asyncio.Transport", transport).write(first_line())
 
-    def buffer_updated(self, nbytes: int) -> None:
-        """Hands on every whole message; a first line that was asked for is dropped."""
-        if not self._is_shaped:
-            super().buffer_updated(nbytes)
-            return
-        end = self._end + nbytes
-        at = self._buffer.find(_END, 0, min(end, LINE_MAX + len(_END)))
-        if at < 0 and end < LINE_MAX + len(_END):
-            self.bytes_in += nbytes
-            self._end = end
-            return
-        self._is_shaped = False
-        if at >= 0:  # else these are somebody else's bytes, as the header will tell
-            self._start = at + len(_END)
-        super().buffer_updated(nbytes)
-
-    def send(self, batch: Sequence[Buffer]) -> None:
-        """At once, while nothing waits: what the kernel takes from here need not be copied to be kept."""
-        transport, sock = self._transport, self._sock
-        if transport is None or sock is None or transport.is_closing():
-            return
-        if _writev is None or len(batch) > _PARTS_MAX or transport.get_write_buffer_size():
-            super().send(batch)
-            return
+    def below(self) -> Below | None:
+        """What TCP_INFO tells."""
         try:
-            sent = _writev(sock.fileno(), batch)
-        except OSError:  # it is full, or broken: the transport will find out
-            sent = 0
-        self.bytes_out += sent
-        self._watch_soon()
-        rest = behind(batch, sent)
-        if rest:
-            super().send(rest)
+            assert self._sock is not None
+            return below_of(self._sock.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _INFO.size))
+        except OSError:
+            return None
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tells the owner."""
@@ -149,6 +121,66 @@ class TcpLink(StreamLink):
         return int.from_bytes(answer, sys.byteorder)
 
 
+class TcpLink(SocketLink):
+    """One TCP connection to an adjacent node."""
+
+    def __init__(
+        self,
+        codec: HeaderCodec,
+        owner: LinkOwner,
+        accepted: bool,
+        is_shaped: bool = False,
+        caps: LinkCaps = CAPS,
+    ) -> None:
+        super().__init__(caps, codec, owner, accepted)
+        self._is_shaped = is_shaped
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Sets the socket up."""
+        self.stands_on(transport.get_extra_info("socket"))
+        self.local = _name(transport.get_extra_info("sockname"))
+        self.remote = _name(transport.get_extra_info("peername"))
+        super().connection_made(transport)
+        if self._is_shaped and not self._accepted:
+            self._is_shaped = False
+            cast("asyncio.Transport", transport).write(first_line())
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Hands on every whole message; a first line that was asked for is dropped."""
+        if not self._is_shaped:
+            super().buffer_updated(nbytes)
+            return
+        end = self._end + nbytes
+        at = self._buffer.find(_END, 0, min(end, LINE_MAX + len(_END)))
+        if at < 0 and end < LINE_MAX + len(_END):
+            self.bytes_in += nbytes
+            self._end = end
+            return
+        self._is_shaped = False
+        if at >= 0:  # else these are somebody else's bytes, as the header will tell
+            self._start = at + len(_END)
+        super().buffer_updated(nbytes)
+
+    def send(self, batch: Sequence[Buffer]) -> None:
+        """At once, while nothing waits: what the kernel takes from here need not be copied to be kept."""
+        transport, sock = self._transport, self._sock
+        if transport is None or sock is None or transport.is_closing():
+            return
+        if _writev is None or len(batch) > _PARTS_MAX or transport.get_write_buffer_size():
+            super().send(batch)
+            return
+        try:
+            sent = _writev(sock.fileno(), batch)
+        except OSError:  # it is full, or broken: the transport will find out
+            sent = 0
+        self.bytes_out += sent
+        self._pipe.took(sent)
+        self._watch_soon()
+        rest = behind(batch, sent)
+        if rest:
+            super().send(rest)
+
+
 def behind(parts: Sequence[Buffer], sent: int) -> list[Buffer]:
     """What of `parts` follows the first `sent` bytes."""
     for index, part in enumerate(parts):
@@ -156,6 +188,19 @@ def behind(parts: Sequence[Buffer], sent: int) -> list[Buffer]:
             return [memoryview(part)[sent:] if sent else part, *parts[index + 1 :]]
         sent -= len(part)
     return []
+
+
+def below_of(info: bytes) -> Below | None:
+    """What `struct tcp_info` tells; None: too short, from a kernel before 4.6."""
+    if len(info) < _INFO.size:
+        return None
+    (mss, unacked, sacked, lost, retrans, rtt, resent, pace, acked, unsent, rtt_min) = (
+        _INFO.unpack_from(info)
+    )
+    inflight = max(0, unacked - sacked - lost + retrans) * mss
+    known = rtt / 1e6 if rtt_min != _NO_RTT else 0.0
+    shortest = min(known, rtt_min / 1e6)
+    return Below(acked + sacked * mss, inflight, unsent, known, shortest, float(pace), resent * mss)
 
 
 def first_line() -> bytes:

@@ -13,6 +13,7 @@ verified. Whoever asks for another path, or for no WebSocket, gets the 404 of a 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import ssl
 import tempfile
@@ -30,7 +31,7 @@ from websockets.uri import WebSocketURI
 from uservpn.kit.endpoint import Address, Endpoint
 from uservpn.links.base import LinkOwner
 from uservpn.links.stream import UNPROVEN_S, StreamLink, stream_caps
-from uservpn.links.tcp import tune_socket
+from uservpn.links.tcp import TELLS, SocketLink
 from uservpn.types import Buffer
 from uservpn.wire.constants import MIB
 from uservpn.wire.header import HeaderCodec
@@ -88,7 +89,7 @@ class WebSocketStream(asyncio.Protocol):
         self,
         protocol: ClientProtocol | ServerProtocol,
         way: Way,
-        link: StreamLink,
+        link: SocketLink,
         scheme: str,
         opened: asyncio.Future[StreamLink] | None,
     ) -> None:
@@ -107,10 +108,12 @@ class WebSocketStream(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The request goes out, or is waited for."""
         self._transport = cast("asyncio.Transport", transport)
-        sock = transport.get_extra_info("socket")
-        tune_socket(sock)
+        self._link.stands_on(transport.get_extra_info("socket"))
         self._link.local = self._name(transport.get_extra_info("sockname"))
         self._link.remote = self._name(transport.get_extra_info("peername"))
+        if Endpoint.parse(self._link.remote).address.is_loopback:
+            # a web server is between: the kernel knows the way to it, not that behind it
+            self._link.caps = dataclasses.replace(self._link.caps, is_self_bounding=False)
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(UNPROVEN_S, self._transport.abort)
         if isinstance(self._protocol, ClientProtocol):
@@ -199,7 +202,7 @@ class WebSocketPlugin:
 
     def __init__(self, scheme: str) -> None:
         self.scheme = scheme
-        self._caps = stream_caps(scheme)
+        self._caps = stream_caps(scheme, TELLS)
 
     def check(self, endpoint: Endpoint) -> None:
         """Raises ValueError for options that this protocol does not have."""
@@ -214,7 +217,7 @@ class WebSocketPlugin:
         opened: asyncio.Future[StreamLink] = loop.create_future()
 
         def stream() -> WebSocketStream:
-            link = StreamLink(self._caps, codec, owner, accepted=False)
+            link = SocketLink(self._caps, codec, owner, accepted=False)
             protocol = ClientProtocol(uri, max_size=FRAME_MAX)
             return WebSocketStream(protocol, way, link, self.scheme, opened)
 
@@ -239,7 +242,7 @@ class WebSocketPlugin:
         way = way_of(endpoint)
 
         def stream() -> WebSocketStream:
-            link = StreamLink(self._caps, codec, owner, accepted=True)
+            link = SocketLink(self._caps, codec, owner, accepted=True)
             protocol = ServerProtocol(max_size=FRAME_MAX)
             return WebSocketStream(protocol, way, link, self.scheme, None)
 

@@ -24,6 +24,8 @@ from uservpn.wire.session import TIME_SIZE
 
 OVERRUN_MAX: Final = 1 << 20
 """Bytes queued on a full link beyond which even answers and reports wait: its peer does not read."""
+FAST: Final = 800_000
+"""Bytes/s of a link on which urgent messages, some kilobytes, may be sent although it is full."""
 CUT_BELOW: Final = 1 << 16
 CUT_MIN: Final = 1 << 12
 """Messages are cut to the room of a link that has less than CUT_BELOW, never below CUT_MIN; that is also what
@@ -245,7 +247,8 @@ class Sender:
             free, paced = budget, path
             if not path.is_lossy:  # and is confirmed before the window is used up
                 size_max = min(size_max, max(CUT_MIN, path.piece()))
-        path.is_held = paced is not None
+        # a full link takes urgent bytes if it is a fast one: they wait behind few others there
+        path.is_held = paced is not None or (free <= 0 and path.rate >= FAST)
         sent, count = path.sent, path.sent_count
         messages = tunnel.take_messages(free, size_max, path, now, lanes)
         if lanes == BULK_ONLY:  # a share, not the stream, is what ends here

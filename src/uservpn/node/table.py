@@ -59,6 +59,8 @@ class LinkEntry:
     """Of a link where too large a message is lost without a word: it says what `size_max` may be."""
     path: Path | None = None
     """What its peer's tunnel knows of it."""
+    is_self_bounding: bool = False
+    """Its room keeps the path's queue short; else the tunnel does, where the path is long."""
     is_lossy: bool = False
     """Messages may get lost on it: the tunnel has to control congestion. True with `hops` or an `mtu`."""
 
@@ -66,7 +68,8 @@ class LinkEntry:
         """A path on which nothing was sent yet, with what is known of its round trip."""
         rtt_s = self.state.rtt_s if self.state is not None else None
         self.is_lossy = self.mtu is not None or bool(self.hops)
-        self.path = Path(link, Bbr(rtt_s), rtt_s, self.is_lossy)
+        controller = None if self.is_self_bounding and not self.is_lossy else Bbr(rtt_s)
+        self.path = Path(link, controller, rtt_s, self.is_lossy)
         if self.mtu is not None:
             self.path.base_size = self.mtu.base - OVERHEAD
         return self.path

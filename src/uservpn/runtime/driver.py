@@ -387,7 +387,7 @@ class Driver:
         self.links[link.id] = link
         self.node.link_up(
             link.id, link.caps.protocol, link.caps.payload_size_max, link.remote, monotonic(),
-            peer, endpoint, link.caps.payload_size_base,
+            peer, endpoint, link.caps.payload_size_base, link.caps.is_self_bounding,
         )  # fmt: skip
 
     # --- events ----------------------------------------------------------------------------------

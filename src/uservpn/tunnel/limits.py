@@ -11,6 +11,11 @@ EARLY_SIZE: Final = 64 * KIB
 WINDOW_START: Final = 256 * KIB
 WINDOW_MAX: Final = 16 * MIB
 """Receive window of one stream: starts here, doubles while the path empties it, ends there."""
+CREDIT_STEP: Final = 512 * KIB
+"""Credit comes back in halves of the window; where those are larger than this, in such steps, or eighths:
+its source should not stop and go."""
+CREDIT_ROUNDS: Final = 4.0
+"""A window that is used up in fewer round trips doubles."""
 WINDOW_SUM_MAX: Final = 1024 * MIB
 """Receive windows of all streams together: beyond it none grows."""
 CACHE_MAX: Final = 64 * MIB

@@ -146,15 +146,19 @@ class Tunnel:
         self.outbox.drop_payloads()
 
     def consumed(self, stream: Stream, size: int, now: float) -> None:
-        """`size` delivered bytes have gone on: gives credit back, in steps of half a window."""
+        """`size` delivered bytes have gone on: gives credit back, in large steps."""
         stream.consumed += size
         if stream.is_over or stream.recv_done:
             return
         window = stream.recv_window
-        if stream.recv_limit - stream.consumed > window >> 1:
+        step = window >> 1
+        if step > limits.CREDIT_STEP:
+            step = max(window >> 3, limits.CREDIT_STEP)
+        if stream.recv_limit - stream.consumed > window - step:
             return
+        rounds = limits.CREDIT_ROUNDS * step / window
         if (
-            (now - stream.granted_at < 2.0 * self.rtt_s or stream.recv_span > window >> 2)
+            (now - stream.granted_at < rounds * self.rtt_s or stream.recv_span > window >> 2)
             and window < limits.WINDOW_MAX
             and self._table.window_sum < limits.WINDOW_SUM_MAX
         ):

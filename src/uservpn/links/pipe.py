@@ -1,0 +1,192 @@
+"""How much may be under way on a stream link, by what the layer below it tells.
+
+Below a stream link somebody else controls congestion (the kernel's TCP) or nobody does (KCP), and each keeps
+its order: behind one lost packet all waits, although the path goes on carrying. So the tunnel's reports
+cannot tell a queue from a repair; the layer below can. It knows what was delivered (out of order, too),
+what is on its way and what it has not sent. From that the controller of the datagram links
+(tunnel/bbr.py) measures rate and shortest round trip, and a `Pipe` says how much more the layer may get:
+
+- no more on its way than the path holds, and QUEUE_S for bursts, so that the router's queue stays short;
+- no more unsent than UNSENT_S takes, so that what is urgent is not queued in the kernel.
+
+The window follows the controller's pace, which is a quarter above the rate in one round trip of eight. (Its
+own window is always that much larger: nothing paces here, and it would all stand in the queue.)
+
+While a kernel resends and the round trip shows no queue, what is on its way is the kernel's: its loss has
+made its window small, and Linux' BBR takes a source that has nothing unsent for the reason of a low rate and
+does not look for a higher one. Then, and while the rate is still looked for, UNSENT_OWN_S may wait unsent.
+Sans-I/O: time comes in.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final, NamedTuple
+
+from uservpn.tunnel.bbr import WINDOW_MIN, Bbr, State
+from uservpn.tunnel.congestion import Sample
+from uservpn.tunnel.limits import FAR_RTT_S
+from uservpn.wire.constants import KIB
+
+LOOK_S: Final = 0.005
+"""The layer below is looked at this often while much is sent."""
+LOOK_NEAR_S: Final = 0.1
+"""The same where nothing is bounded: only to see that the path has become a long one."""
+QUEUE_S: Final = 0.010
+UNSENT_S: Final = 0.010
+UNSENT_OWN_S: Final = 0.050
+UNSENT_MIN: Final = 4 * KIB
+PAUSE_S: Final = 0.2
+LOSSY_ROUNDS: Final = 16
+"""For so many round trips after something was resent the path counts as one that loses."""
+RACING: Final = 1.6
+"""A kernel that paces this much above the rate looks for more still, as Linux' BBR does for seconds when its
+buffer is too small for its start: it would fill the queue."""
+MARKS_MAX: Final = 1024
+"""Longer round trips than these last are measured too short, which makes the window smaller."""
+
+
+class Below(NamedTuple):
+    """What the layer below tells, bytes and seconds."""
+
+    delivered: int
+    """That the other side has, whatever is missing before them; since the link's start."""
+    inflight: int
+    """Sent, neither delivered nor found lost."""
+    unsent: int
+    rtt_s: float
+    """The smoothed round trip; 0: not measured."""
+    rtt_min_s: float
+    """The shortest one it knows."""
+    pace: float
+    """Bytes/s at which it would send; 0: as it gets them."""
+    resent: int
+    """That it has sent again, as far as it can tell; since the link's start."""
+
+
+class Pipe:
+    """The bound of one link. `look` before a batch if `is_due`, `took` after it."""
+
+    def __init__(self, is_always: bool = False) -> None:
+        """`is_always`: nobody else controls congestion, so it bounds near paths as well."""
+        self.is_bounding = False
+        self.room = 0
+        """Bytes that the layer below may get now, if `is_bounding`."""
+        self._is_always = is_always
+        self._bbr = Bbr()
+        self._marks: deque[tuple[float, int]] = deque(maxlen=MARKS_MAX)
+        """When which sum had been delivered, back to a round trip ago."""
+        self._look_at = 0.0
+        self._delivered = 0
+        self._round_end = 0
+        self._limited_until = -1
+        """What is delivered up to here left while the source had too little for all the room."""
+        self._quiet_since: float | None = None
+        self._resent = 0
+        self._lossy_rounds = 0
+        """So many rounds from now on the path counts as one that loses."""
+
+    @property
+    def window(self) -> int:
+        """Bytes that may be on their way."""
+        bbr = self._bbr
+        rtt_s = bbr.rtt_min_s
+        if bbr.state is State.PROBE_RTT or not bbr.rate or rtt_s is None:
+            return bbr.window
+        return min(bbr.window, max(int(bbr.pace * rtt_s + QUEUE_S * bbr.rate), WINDOW_MIN))
+
+    def is_due(self, now: float) -> bool:
+        """Is it time for a look?"""
+        return now >= self._look_at
+
+    def took(self, size: int) -> None:
+        """The layer below got so many bytes."""
+        self.room -= size
+
+    def look(self, now: float, below: Below) -> None:
+        """What the layer below tells now: a sample for the controller, and the room until the next look."""
+        self.is_bounding = self._is_always or below.rtt_min_s >= FAR_RTT_S
+        if self.room > 0:
+            self._limited_until = below.delivered + below.inflight + below.unsent
+        self._look_at = now + (LOOK_S if self.is_bounding else LOOK_NEAR_S)
+        if below.inflight == 0 and below.unsent == 0:
+            self._rest(now)
+        elif self._quiet_since is not None:
+            if now > self._quiet_since + PAUSE_S:
+                self._bbr.on_restart(now)
+            self._quiet_since = None
+        self._learn(now, below)
+        free = self.window - below.inflight - below.unsent
+        if self._is_always:
+            self.room = free + int(below.inflight * self._bbr.loss)
+            return
+        is_starting = self._bbr.state is State.START
+        is_kernels = is_starting or self._is_repairing(below)
+        span = UNSENT_OWN_S if is_kernels else UNSENT_S
+        most = max(int(span * max(below.pace, self._bbr.rate)), UNSENT_MIN) - below.unsent
+        if is_starting:
+            free += self.window
+        elif is_kernels:
+            free = most
+        # what is too much on its way is past help: the unsent alone may make what is urgent wait
+        self.room = min(max(free, 0), most)
+
+    # --- inside ----------------------------------------------------------------------------------
+
+    def _is_repairing(self, below: Below) -> bool:
+        """Is what is on its way left to the kernel? It loses packets, leaves no queue, and does not race."""
+        bbr = self._bbr
+        rtt_s = bbr.rtt_min_s or below.rtt_min_s
+        return (
+            self._lossy_rounds > 0
+            and below.rtt_s < rtt_s * 1.125 + QUEUE_S
+            and below.pace < RACING * bbr.rate
+        )
+
+    def _rest(self, now: float) -> None:
+        """Nothing is under way: what is delivered from now on begins a new account."""
+        if self._quiet_since is None:
+            self._quiet_since = now
+        self._marks.clear()
+
+    def _learn(self, now: float, below: Below) -> None:
+        acked = below.delivered - self._delivered
+        self._delivered = max(below.delivered, self._delivered)
+        if not self._marks:
+            self._marks.append((now, self._delivered))
+        if acked <= 0 or below.rtt_s <= 0.0:
+            return
+        is_round = below.delivered >= self._round_end
+        if is_round:
+            self._round_end = below.delivered + below.inflight
+            self._lossy_rounds = max(0, self._lossy_rounds - 1)
+        lost = below.resent - self._resent
+        self._resent = below.resent
+        if lost > 0:
+            self._lossy_rounds = LOSSY_ROUNDS
+        # the first bytes may have made a queue of their own, which is not the path's length
+        is_first = self._bbr.rtt_min_s is None
+        self._bbr.on_sample(
+            Sample(
+                now,
+                acked,
+                max(0, lost),
+                below.inflight,
+                below.rtt_min_s if is_first else below.rtt_s,
+                self._rate(now, below),
+                below.delivered < self._limited_until,
+                is_round,
+            )
+        )
+
+    def _rate(self, now: float, below: Below) -> float | None:
+        """Of what was delivered in the last round trip or a little more; None: it was shorter than that."""
+        marks = self._marks
+        span = self._bbr.rtt_min_s or below.rtt_s
+        while len(marks) > 1 and marks[1][0] <= now - span:
+            marks.popleft()
+        then, delivered = marks[0]
+        marks.append((now, self._delivered))
+        if now - then < span:
+            return None
+        return (self._delivered - delivered) / (now - then)
