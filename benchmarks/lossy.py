@@ -203,7 +203,7 @@ def systems() -> list[System]:
     kcp = ss or ("" if shutil.which("kcptun-server") else "kcptun is not installed")
     found = [
         System(
-            f"uservpn {scheme}{'' if scheme != 'tcp' else ', ' + congestion}",
+            f"uservpn {scheme}{', ' + congestion if scheme in ('tcp', 'ws', 'wss') else ''}",
             congestion,
             functools.partial(start_uservpn, scheme),
             "" if scheme in schemes else f"there is no link plug-in {scheme!r}",
@@ -213,6 +213,9 @@ def systems() -> list[System]:
             ("kcp", "cubic"),
             ("tcp", "bbr"),
             ("tcp", "cubic"),
+            ("wss", "bbr"),
+            ("wss", "cubic"),
+            ("ws", "bbr"),
         )
     ]
     for congestion in ("bbr", "cubic"):

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 import uvloop
 
-from uservpn.links.kcp import HEAD, MTU, KcpSession
+from uservpn.links.kcp import HEAD, MANY, MINRTO_MS, MTU, KcpSession
 from uservpn.wire.header import HeaderCodec
 from uservpn.wire.keys import KeyRing
 
@@ -75,6 +75,26 @@ def test_what_kcp_tells_of_its_segments() -> None:
         before = len(pair.sent)
         await pair.until(lambda: len(pair.sent) >= before + 20)  # resent after a time-out
         assert pair.near.below().resent >= 18 * MTU
+        pair.close()
+
+    uvloop.run(main())
+
+
+def test_with_many_segments_under_way_a_growing_queue_resends_nothing() -> None:
+    """Later segments tell of a gap: the time-out need not be close to the round trip. A few have only it."""
+
+    async def main() -> None:
+        pair, size = Lossy(), MTU - HEAD
+        pair.near.writelines([bytes(40 * size)])
+        await pair.until(lambda: pair.near.held() == 0)
+        pair.is_hole = True
+        kcp = pair.near._kcp
+        for count, least_ms in ((MANY, MINRTO_MS), (1, 2 * kcp.rx_srtt)):
+            pair.near.writelines([bytes(count * size)])
+            await pair.turns()
+            pair.near.writelines([b""])
+            await pair.turns()
+            assert kcp.rx_minrto == least_ms
         pair.close()
 
     uvloop.run(main())

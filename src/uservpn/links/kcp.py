@@ -35,6 +35,9 @@ WINDOW: Final = 8192
 """Segments from the first missing one on, either way: 11 MB."""
 HEAD: Final = 24
 """Of a segment."""
+MINRTO_MS: Final = 30
+MANY: Final = 64
+"""Beyond so many segments under way later ones tell soon which is missing: the time-out is a last resort."""
 SEND_MAX: Final = 64 * (MTU - HEAD)
 """KCP takes no more than 128 segments at a time."""
 SESSIONS_MAX: Final = 1024
@@ -174,6 +177,8 @@ class KcpSession:
         if self._is_closed:
             return
         kcp = self._kcp
+        # KCP's own time-out follows the round trip's variance, which a queue outruns: then all is sent twice
+        kcp.rx_minrto = 2 * kcp.rx_srtt if kcp.nsnd_buf > MANY else MINRTO_MS
         now_ms = int(self._loop.time() * 1000) & 0xFFFFFFFF
         kcp.update(now_ms)
         if is_news:

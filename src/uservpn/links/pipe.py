@@ -103,6 +103,10 @@ class Pipe:
         """The layer below got so many bytes."""
         self.room -= size
 
+    def filled(self) -> None:
+        """Something above the layer below takes no more: it is not the source that has too little."""
+        self.room = min(self.room, 0)
+
     def look(self, now: float, below: Below) -> None:
         """What the layer below tells now: a sample for the controller, and the room until the next look."""
         self.is_bounding = self._is_always or below.rtt_min_s >= FAR_RTT_S

@@ -235,6 +235,7 @@ class StreamLink(asyncio.BufferedProtocol):
         """The write buffer is above its high-water mark."""
         self._is_full = True
         self._full_at = self._loop.time()
+        self._pipe.filled()
 
     def resume_writing(self) -> None:
         """The write buffer has drained."""

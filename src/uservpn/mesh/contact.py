@@ -37,6 +37,10 @@ SHORT_LIFE_S: Final = 1.0
 """A link that ended this soon counts as a failed dial: else it would be dialled in a hot loop."""
 LEAVE_S: Final = 1.0
 """Links to a peer that is no longer wanted stay this long, so that the ends of streams get through."""
+SECOND_S: Final = 30.0
+"""A second link of a kind is closed so long after it was last wanted..."""
+SECOND_AGAIN_S: Final = 60.0
+"""...and dialled again at the earliest so long after one failed, or one of two was lost."""
 UNPROVED_MAX: Final = 4
 """Datagram links of one peer that wait for their proof; a further one takes the place of the oldest."""
 
@@ -67,6 +71,10 @@ class Dead(NamedTuple):
 
 
 Plan = Dial | Probe | GiveUp | Dead
+
+
+def _up_at(state: LinkState) -> float:
+    return state.up_at
 
 
 class Contact:
@@ -106,6 +114,10 @@ class Contact:
         self._used_at = 0.0
         self._plans: list[Plan] = []
         self._punching: dict[str, float] = {}
+        self._second = ""
+        """The endpoint of a second link that is being dialled."""
+        self._second_until = 0.0
+        self._second_after = 0.0
 
     @property
     def endpoints(self) -> tuple[str, ...]:
@@ -125,6 +137,9 @@ class Contact:
     def takes(self, protocol: str, endpoint: str) -> bool:
         """A dial succeeded: is its link still wanted, or was another one faster?"""
         self.dials.came_up(endpoint)
+        if endpoint == self._second:
+            self._second = ""
+            return True
         return not any(
             state.dialled and not state.probed and not state.is_tentative
             for state in self._direct_of(protocol)
@@ -189,6 +204,12 @@ class Contact:
                 self.dial_failed(state.endpoint, refused, "no answer", now)
             return
         self.links.remove(state)
+        self._second = ""
+        if not state.is_lossy and any(
+            s.dialled and not s.probed for s in self._direct_of(state.protocol)
+        ):
+            self._second_after = now + SECOND_AGAIN_S
+            return  # it was one of two
         if state.dialled and not state.relayed and now < state.up_at + SHORT_LIFE_S:
             self.redial.failures += 1
         if not self.links and self._lost_at is None:
@@ -242,7 +263,7 @@ class Contact:
             if not state.dialled:
                 self._retire(state)
             for other in self.links:
-                if other is not state and self._may_replace(state, other):
+                if other is not state and self._may_replace(state, other, now):
                     self._ask(other, now)
         state.is_unproved = state.is_tentative = False
         state.up_at = now - SHORT_LIFE_S
@@ -299,6 +320,10 @@ class Contact:
         """A dial ended without a link. `offline`: the system says that no way leads there."""
         if self._punching.pop(endpoint, None) is not None:
             return
+        if endpoint == self._second:
+            self._second = ""
+            self._second_after = now + SECOND_AGAIN_S
+            return
         self.dials.failed(endpoint, refused, now)
         self.last_failure = f"{endpoint}: {detail}"
         self._run_dials(now)
@@ -340,6 +365,21 @@ class Contact:
         """A link stands; one of each other protocol is wanted, too."""
         if self._lacks_protocol() and not self._is_dialling():
             self._dial(now)
+
+    def want_second(self, link: LinkId, now: float) -> None:
+        """Over this link much flows, and other streams should not wait behind it: one more like it is wanted.
+
+        Only whoever dialled the first one dials the second. It is closed SECOND_S after this was last said.
+        """
+        self._second_until = now + SECOND_S
+        state = next((s for s in self.links if s.link == link), None)
+        if state is None or not state.dialled or state.relayed or now < self._second_after:
+            return
+        if self._second or len(self._direct_of(state.protocol)) > 1 or self._is_dialling():
+            return
+        if state.endpoint in self.dials.endpoints:
+            self._second = state.endpoint
+            self._plans.append(Dial(state.endpoint))
 
     def punch(self, endpoints: Sequence[str], now: float) -> None:
         """The peer sends to us now, so do we: each side's probes open its own NAT for the other's."""
@@ -400,6 +440,7 @@ class Contact:
         """
         self.redial.forget()
         self.dials.forget()
+        self._second = ""
         for state in self.links:
             self._ask(state, now)
         if not self._is_wanted() or not self.endpoints:
@@ -429,6 +470,10 @@ class Contact:
                 self._give_up_dialled()
         for endpoint in self.dials.overdue(now):
             self.dial_failed(endpoint, False, "no answer in time", now)
+        second = self._spare_second()
+        if second is not None and now >= self._second_ends(second):
+            self._second_until = now + SECOND_S
+            self._plans.append(GiveUp(second.link))
         for state in [*self.links, *self.unproved]:
             self._look_at(state, now)
         if self.has_streams and self._lost_at is not None and now >= self._lost_at + self._grace_s:
@@ -459,6 +504,8 @@ class Contact:
         times += [state.due_at(keepalive_s, is_used) for state in states]
         if self._leave_at is not None:
             times.append(self._leave_at)
+        if len(self.links) > 1 and (second := self._spare_second()) is not None:
+            times.append(self._second_ends(second))
         if self._is_idle():
             times.append(self._idle_at())
         if self.has_streams and self._lost_at is not None:
@@ -480,6 +527,17 @@ class Contact:
 
     def _direct_of(self, protocol: str) -> list[LinkState]:
         return [s for s in self.links if s.protocol == protocol and not s.relayed]
+
+    def _spare_second(self) -> LinkState | None:
+        """The newer one of two connections that this node opened, of one kind."""
+        opened = [s for s in self.links if s.dialled and not s.relayed and not s.is_lossy]
+        for state in sorted(opened, key=_up_at, reverse=True):
+            if any(s.protocol == state.protocol and s is not state for s in opened):
+                return state
+        return None
+
+    def _second_ends(self, second: LinkState) -> float:
+        return max(self._second_until, second.up_at + SECOND_S)
 
     def _has_living(self) -> bool:
         return any(not s.relayed and not s.probed and not s.is_tentative for s in self.links)
@@ -505,13 +563,14 @@ class Contact:
                 if not state.probed:
                     self._ask(state, now)
 
-    def _may_replace(self, state: LinkState, other: LinkState) -> bool:
+    def _may_replace(self, state: LinkState, other: LinkState, now: float) -> bool:
         """Is `other` a link that the peer opened from a place it may have left for that of `state`?"""
         if other.dialled or other.relayed:
             return False
-        return other.protocol == state.protocol or host_of(other.endpoint) != host_of(
-            state.endpoint
-        )
+        if host_of(other.endpoint) != host_of(state.endpoint):
+            return True
+        # a second one beside it, unless it fell silent
+        return other.protocol == state.protocol and now > other.heard_at + RETRY_S
 
     def _answered(self, state: LinkState) -> None:
         """The first answer on a link that was dialled: others of its protocol are not needed."""

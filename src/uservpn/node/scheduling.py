@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from uservpn.mesh.liveness import LinkState
+from uservpn.tunnel.limits import FAR_RTT_S
 from uservpn.tunnel.path import SILENT_COUNT, Path
 from uservpn.types import LinkId
 
@@ -49,6 +50,9 @@ OWED_MAX: Final = 1 << 20
 SEEK_EVERY_S: Final = 5.0
 FLOWS: Final = 256 << 10
 """A tunnel that carried so much within SEEK_EVERY_S gets a relayed way."""
+MOVING: Final = 512 << 10
+MOVING_S: Final = 1.0
+"""A tunnel that moves so much in such a time gets a second connection for what should not wait."""
 UNUSED_S: Final = 30.0
 """A relayed way that carried nothing for so long is closed, where there is a direct one."""
 
@@ -57,6 +61,16 @@ def _is_outdone(state: LinkState, links: Sequence[tuple[LinkState, Path]]) -> bo
     """Was another link heard since this one owes an answer? Else all may be silent: no reason to leave."""
     since = state.heard_at if state.owed_since is None else max(state.heard_at, state.owed_since)
     return any(other.heard_at > since for other, _ in links if other is not state)
+
+
+def _express(path: Path, able: Sequence[tuple[LinkState, Path]]) -> tuple[LinkState, Path] | None:
+    """Beside a connection over a long path: a second one."""
+    if path.is_lossy or path.rtt_min_s < FAR_RTT_S:
+        return None
+    for pair in able:
+        if pair[1] is not path and not pair[1].is_lossy and not pair[0].relayed:
+            return pair
+    return None
 
 
 @dataclass(slots=True)
@@ -87,6 +101,8 @@ class Choice:
     path: Path
     beside: tuple[LinkState, Path] | None = None
     """The other side of a trial: gets what the first has no room for."""
+    express: tuple[LinkState, Path] | None = None
+    """Another link for all but bulk, which would wait behind it on this one."""
     ask: LinkState | None = None
     """Please probe this link, and ask over it what came."""
     left: Path | None = None
@@ -116,6 +132,9 @@ class Schedule:
     _trial_every_s: float = TRIAL_EVERY_S
     _preferred: LinkId | None = None
     """The winner of a comparison."""
+    _moved: int = 0
+    _moved_at: float = 0.0
+    _is_moving: bool = False
 
     # --- direct links ----------------------------------------------------------------------------
 
@@ -158,6 +177,7 @@ class Schedule:
                 not choice.path.is_asked
             ):  # what another link has room for is kept for what may be lost
                 choice.beside = self._compare(choice, able, by_link, is_busy, now)
+            choice.express = _express(choice.path, able)
         if choice.left is None:
             choice.ask = ask
         return choice
@@ -292,6 +312,17 @@ class Schedule:
         state, path = others[0]
         self._trial = Trial(state.link, now + TRIAL_S, choice.path.delivered, path.delivered)
         return others[0]
+
+    def wants_second(self, choice: Choice, moved: int, now: float) -> bool:
+        """Should there be a second connection? `moved` bytes went over the tunnel so far, both ways.
+
+        Much flows over a long path that keeps its order: one lost packet stops all that is behind it.
+        """
+        if now >= self._moved_at + MOVING_S:
+            self._is_moving = moved - self._moved >= MOVING and now < self._moved_at + 2 * MOVING_S
+            self._moved, self._moved_at = moved, now
+        path = choice.path
+        return self._is_moving and not path.is_lossy and path.rtt_min_s >= FAR_RTT_S
 
     # --- the relayed share -----------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from uservpn.tunnel.tunnel import (
     PROBE_ONLY,
     REPORT_ONLY,
 )
+from uservpn.types import LinkId
 from uservpn.wire.constants import HEADER_SIZE, STAMP_MASK, TAG_SIZE, Kind
 from uservpn.wire.session import TIME_SIZE
 
@@ -26,6 +27,8 @@ OVERRUN_MAX: Final = 1 << 20
 """Bytes queued on a full link beyond which even answers and reports wait: its peer does not read."""
 FAST: Final = 800_000
 """Bytes/s of a link on which urgent messages, some kilobytes, may be sent although it is full."""
+AGAIN_MAX: Final = 2048
+AGAIN_BESIDE: Final = 1 << 16
 CUT_BELOW: Final = 1 << 16
 CUT_MIN: Final = 1 << 12
 """Messages are cut to the room of a link that has less than CUT_BELOW, never below CUT_MIN; that is also what
@@ -138,10 +141,26 @@ class Sender:
             for state in peer.contact.links:
                 if state.link == schedule.heard_on and not state.probed:
                     self._take_path(peer, state, room, out, sealing, now, 0, REPORT_ONLY)
-        paced = self._take_path(peer, choice.state, room, out, sealing, now, lanes=lanes)
+        is_held = lanes == FIRST_ONLY
+        if len(tunnel.streams) > 1 and schedule.wants_second(
+            choice, tunnel.inbox.received + schedule.direct_bytes, now
+        ):
+            peer.contact.want_second(choice.state.link, now)
+            if peer.contact.has_plans():
+                self._table.touch(peer)
+        if choice.express is not None:
+            again = choice.state.link if choice.path.inflight < AGAIN_BESIDE else None
+            self._take_path(
+                peer, choice.express[0], room, out, sealing, now, lanes=FIRST_ONLY, again=again
+            )
+            if not is_held:
+                self._take_path(peer, choice.state, room, out, sealing, now, lanes=BULK_ONLY)
+            paced = None
+        else:
+            paced = self._take_path(peer, choice.state, room, out, sealing, now, lanes=lanes)
         if choice.ask is not None:
             self._take_path(peer, choice.ask, room, out, sealing, now, 0, ASK_ONLY)
-        tunnel.paced = held_by if lanes == FIRST_ONLY else paced
+        tunnel.paced = held_by if is_held else paced
         if lanes == ALL_LANES and choice.beside is not None and tunnel.has_bulk():
             self._take_path(peer, choice.beside[0], room, out, sealing, now, lanes=BULK_ONLY)
         for state in peer.contact.links:
@@ -167,6 +186,7 @@ class Sender:
             only = peer.schedule.only
             if only is None or only.path is not path:
                 only = peer.schedule.only = Choice(state, path)
+                peer.schedule.current = state.link  # a second one comes beside it, not in its place
             return only
         known = [
             (state, path)
@@ -216,10 +236,12 @@ class Sender:
         now: float,
         most: int = 1 << 30,
         lanes: int = ALL_LANES,
+        again: LinkId | None = None,
     ) -> Path | None:
         """What may leave over one link, direct or relayed; at most about `most` bytes.
 
-        Returns the path if more would leave but for its congestion control.
+        Little also leaves over the link `again`. Returns the path if more would leave but for its
+        congestion control.
         """
         entry = self._table.links[state.link]
         path = entry.path
@@ -258,6 +280,8 @@ class Sender:
         batch = peer.session.seal_batch(messages, *sealing, hops)
         out.append((carrier, batch))
         size = path.sent - sent + (path.sent_count - count) * MESSAGE_OVERHEAD
+        if again is not None and size <= AGAIN_MAX:
+            out.append((again, peer.session.seal_batch(messages, *sealing, hops)))
         if hops:
             peer.relayed_bytes += size
             peer.schedule.sent_relayed(size, self._table.relay_share, now)

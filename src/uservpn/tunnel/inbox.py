@@ -35,6 +35,7 @@ class Inbox:
         "_wants_all",
         "ack_size",
         "is_due",
+        "received",
         "rtt_s",
     )
 
@@ -44,6 +45,8 @@ class Inbox:
         self.ack_size = limits.ACK_SIZE
         """A report goes out at the latest after so many bytes."""
         self.is_due = False
+        self.received = 0
+        """Bytes of messages that came for the first time."""
         self._below = 0
         self._above = RangeSet()
         self._top = 0
@@ -96,6 +99,7 @@ class Inbox:
         """New messages and their bytes: a report is due after so many, or after a while."""
         self._unreported += count
         self._size += size
+        self.received += size
         if is_lossy:
             if self._unreported >= limits.ACK_COUNT_LOSSY:
                 self.is_due = True
