@@ -14,8 +14,8 @@ WINDOW_MAX: Final = 16 * MIB
 CREDIT_STEP: Final = 512 * KIB
 """Credit comes back in halves of the window; where those are larger than this, in such steps, or eighths:
 its source should not stop and go."""
-CREDIT_ROUNDS: Final = 4.0
-"""A window that is used up in fewer round trips doubles."""
+CREDIT_ROUNDS: Final = 8.0
+"""A window that is used up in fewer round trips doubles: what waits for a repair fits as well."""
 WINDOW_SUM_MAX: Final = 1024 * MIB
 """Receive windows of all streams together: beyond it none grows."""
 CACHE_MAX: Final = 64 * MIB
