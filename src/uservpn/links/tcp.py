@@ -47,7 +47,6 @@ LINE_MAX: Final = 120
 """Letters of the first line: more than the twenty in a row that let a connection pass."""
 _END: Final = b"\r\n"
 
-_TCP_INFO: Final = getattr(socket, "TCP_INFO", 11)
 _INFO: Final = struct.Struct("=16xI4xIIII28xI28xIQ8xQ16xII")
 """Of Linux' `struct tcp_info` (<linux/tcp.h>; it only ever grows): snd_mss; unacked, sacked, lost and
 retrans, in segments; rtt; total_retrans; pacing_rate; bytes_acked; notsent_bytes; min_rtt. Times in us."""
