@@ -225,7 +225,7 @@ class Contact:
             self.dials.failed(state.endpoint, refused, now)
         for other in self.links:
             if other.is_lossy and not other.is_tentative and other.owed_since is None:
-                self._ask(other, now)  # nobody would tell if it went the same way
+                self.ask(other, now)  # nobody would tell if it went the same way
         if self.direct() is None and self.endpoints and self._is_wanted():
             self.redial.again(now, self._is_waiting())
         else:
@@ -264,7 +264,7 @@ class Contact:
                 self._retire(state)
             for other in self.links:
                 if other is not state and self._may_replace(state, other, now):
-                    self._ask(other, now)
+                    self.ask(other, now)
         state.is_unproved = state.is_tentative = False
         state.up_at = now - SHORT_LIFE_S
         if state.dialled:
@@ -420,6 +420,16 @@ class Contact:
         """Is no link heard though answers are owed? A tentative one never was."""
         return all(state.probed or state.is_tentative for state in self.links)
 
+    def ask(self, state: LinkState, now: float) -> None:
+        """Is this link still there? Until it has answered, others are preferred."""
+        state.doubt(now)
+        self._plans.append(Probe(state.link, False))
+
+    def is_neighbour_silent(self) -> bool:
+        """Is no direct link heard though answers are owed, so that nothing may be going over this peer?"""
+        direct = [state for state in self.links if not state.relayed and not state.is_tentative]
+        return bool(direct) and all(state.probed for state in direct)
+
     def doubt(self, since: float, now: float) -> None:
         """What goes over this peer to others has not been answered since then: is the peer there?
 
@@ -442,7 +452,7 @@ class Contact:
         self.dials.forget()
         self._second = ""
         for state in self.links:
-            self._ask(state, now)
+            self.ask(state, now)
         if not self._is_wanted() or not self.endpoints:
             return
         if self.has_streams or self.direct() is None:
@@ -547,11 +557,6 @@ class Contact:
         older = [s for s in self._direct_of(state.protocol) if not s.dialled and s is not state]
         self._plans += [GiveUp(other.link) for other in older[1:]]
 
-    def _ask(self, state: LinkState, now: float) -> None:
-        """Is it still there? Until it has answered, others are preferred."""
-        state.doubt(now)
-        self._plans.append(Probe(state.link, False))
-
     def _doubt_direct(self, now: float) -> None:
         """The peer sends over relays: if it was not heard directly of late, its way here may be shut.
 
@@ -561,7 +566,7 @@ class Contact:
         if all(now >= state.heard_at + RETRY_S for state in direct):
             for state in direct:
                 if not state.probed:
-                    self._ask(state, now)
+                    self.ask(state, now)
 
     def _may_replace(self, state: LinkState, other: LinkState, now: float) -> bool:
         """Is `other` a link that the peer opened from a place it may have left for that of `state`?"""
@@ -586,7 +591,9 @@ class Contact:
 
     def _to_front(self, state: LinkState) -> None:
         self.links.remove(state)
-        place = sum(1 for other in self.links if not other.relayed) if state.relayed else 0
+        place = 0
+        if state.relayed:  # behind those that go over nobody; a tentative one is behind all
+            place = sum(1 for other in self.links if not (other.relayed or other.is_tentative))
         self.links.insert(place, state)
 
     def _judge(self) -> None:

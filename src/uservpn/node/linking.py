@@ -220,6 +220,8 @@ class Linking:
                     table.probe(peer, link, now)
                     self._relaying.doubt(link, now)
                     self._note_silence(peer, link, now)
+                    if link > 0 and peer.contact.is_neighbour_silent():
+                        self._doubt_ways(peer, now)
                     if peer.is_needed() and peer.contact.is_silent():
                         self._relaying.seek(peer, now)
                 case GiveUp(link) if link < 0:
@@ -252,6 +254,13 @@ class Linking:
             self.link_down(link, reason, now)
 
     # --- inside ----------------------------------------------------------------------------------
+
+    def _doubt_ways(self, relay: Peer, now: float) -> None:
+        """No link of ours to this relay is heard: others are taken, if there are any, until one is again."""
+        for peer, state in self._relaying.ways_over(relay):
+            if not state.probed:
+                self._table.touch(peer)
+                peer.contact.ask(state, now)
 
     def _note_silence(self, peer: Peer, link: LinkId, now: float) -> None:
         """A link is probed. If it is silent, others may be; if one carries, what is on it goes there."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+from uservpn.mesh.liveness import LinkState
 from uservpn.mesh.routes import Route, Routes
 from uservpn.node.relay import Reason, Relay, next_hop
 from uservpn.node.table import OVERHEAD, UNPROVEN_S, LinkEntry, Peer, Table
@@ -22,6 +23,8 @@ RELAYED_MAX: Final = 8
 """Ways to one peer at a time."""
 RECENT_S: Final = 15.0
 """A first hop that was silent for longer is probed when a way over it is opened: NATs forget."""
+SILENT_S: Final = 1.0
+"""Origins hear of a neighbour that owes an answer for so long and three round trips, and was asked again."""
 TELL_EVERY_S: Final = 0.2
 NOTE_EVERY_S: Final = 0.1
 """What passes without waiting is noted in the neighbour's contact this often: no flush for each read."""
@@ -113,6 +116,11 @@ class Relaying:
         if onward is None or state is None:
             self._tell_unreachable(header, ends[1], Reason.NO_LINK, 0, now)
             return None
+        owed = state.owed_since
+        if state.probed and owed is not None and now >= owed + SILENT_S + 3 * (state.rtt_s or 0.0):
+            self._tell_unreachable(
+                header, ends[1], Reason.NO_LINK, 0, now
+            )  # it may come back yet: tried
         size_max = table.links[state.link].size_max
         if header.length > size_max + OVERHEAD:
             self._tell_unreachable(header, ends[1], Reason.TOO_LARGE, size_max, now)
@@ -203,6 +211,15 @@ class Relaying:
                 size_max = int.from_bytes(payload[3:7], "big")
                 entry.size_max = max(SIZE_FLOOR, min(entry.size_max, size_max))
         return lost
+
+    def ways_over(self, first: Peer) -> list[tuple[Peer, LinkState]]:
+        """Whom our ways with this first hop lead to, and the ways."""
+        found = []
+        for (node, hops), link in self._ways.items():
+            state = self._table.links[link].state
+            if hops[0] == first.id and state is not None:
+                found.append((self._table.peers[node], state))
+        return found
 
     def reached_over(self, relay: Peer, node: int) -> list[Peer]:
         """The peer with this number, if a way of ours to it goes over `relay`, who may speak of it then."""

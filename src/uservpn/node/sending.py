@@ -36,6 +36,10 @@ they are cut to on a new connection, until something on it was confirmed."""
 RELAYED_SIZE_MAX: Final = 1 << 16
 """Messages over relays are no longer: relays take turns by messages."""
 
+STUCK_S: Final = 0.25
+"""A way over relays that two probes asked in vain, and that was not heard for so long (or 1.5 round trips),
+gives way to another."""
+
 MESSAGE_OVERHEAD: Final = HEADER_SIZE + TAG_SIZE
 
 Sealing = tuple[bytes, int]
@@ -187,6 +191,7 @@ class Sender:
             if only is None or only.path is not path:
                 only = peer.schedule.only = Choice(state, path)
                 peer.schedule.current = state.link  # a second one comes beside it, not in its place
+            self._doubt_stuck(peer, only, now)
             return only
         known = [
             (state, path)
@@ -201,22 +206,27 @@ class Sender:
                 peer.tunnel.path_left(choice.left, now)
             if choice.ask is not None:
                 self._table.probe(peer, choice.ask.link, now)
-            for (
-                state,
-                path,
-            ) in known:  # a share's or a trial's path may end unnoticed: its bytes would be missing
-                if (
-                    state is not choice.state
-                    and path.is_stuck
-                    and path.heard_at < choice.path.heard_at
-                ):
-                    peer.schedule.put_away(state.link, now)
-                    peer.tunnel.path_left(path, now)
-            return choice
-        state = peer.contact.best()
-        path = links[state.link].path
-        assert path is not None
-        return Choice(state, path)
+        else:
+            state = peer.contact.best()
+            path = links[state.link].path
+            assert path is not None
+            choice = Choice(state, path)
+            self._doubt_stuck(peer, choice, now)
+        for state, path in known:
+            # a share's, a trial's or an older way's path may end unnoticed: its bytes would be missing
+            is_behind = path.heard_at < choice.path.heard_at
+            if state is not choice.state and is_behind and path.is_stuck:
+                peer.schedule.put_away(state.link, now)
+                peer.tunnel.path_left(path, now)
+        return choice
+
+    def _doubt_stuck(self, peer: Peer, choice: Choice, now: float) -> None:
+        """Nothing on the way over relays in use is confirmed any more: others are taken, if there are any."""
+        state, path = choice.state, choice.path
+        if not state.relayed or state.probed or state.rtt_s is None or not path.is_stuck:
+            return
+        if now >= max(path.heard_at, state.heard_at) + max(STUCK_S, 1.5 * state.rtt_s):
+            peer.contact.ask(state, now)
 
     def _leave(self, peer: Peer, now: float) -> None:
         """Messages take another link: if the one before is silent, what is on it has to be asked for."""
