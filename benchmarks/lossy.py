@@ -402,7 +402,7 @@ def main(words: Sequence[str]) -> int:
     queue = options.queue or int(options.rate * options.rtt * 125)
     chosen = [s for s in systems() if not options.only or any(o in s.name for o in options.only)]
     losses = [percent / 100 for percent in options.loss]
-    with _congestion_controls({system.congestion for system in chosen}):
+    with congestion_controls({system.congestion for system in chosen}):
         found, failures = _measure_all(options, queue, chosen, losses)
     _print(options, queue, chosen, losses, found)
     return 1 if failures else 0
@@ -433,7 +433,7 @@ def _measure_all(
 
 
 @contextlib.contextmanager
-def _congestion_controls(names: set[str]) -> Iterator[None]:
+def congestion_controls(names: set[str]) -> Iterator[None]:
     """A namespace may choose only what the machine allows to all: allowed here, and taken back."""
     file = Path("/proc/sys/net/ipv4/tcp_allowed_congestion_control")
     before = file.read_text()
