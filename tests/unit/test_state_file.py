@@ -217,7 +217,9 @@ def test_a_disk_that_cannot_be_written_is_said_once_and_tried_again(tmp_path, ca
 
 
 def test_what_changes_while_it_is_written_is_written_too(tmp_path, monkeypatch):
-    """Nobody may come by afterwards to say that there is something new."""
+    """Nobody may come by afterwards to say that there is something new. Memory is given back at the end."""
+    given = []
+    monkeypatch.setattr("uservpn.runtime.state_keeper.give_back", lambda: given.append(1))
     monkeypatch.setattr("uservpn.runtime.state_keeper.SAVE_AFTER_S", 0.01)
 
     async def main() -> None:
@@ -244,6 +246,7 @@ def test_what_changes_while_it_is_written_is_written_too(tmp_path, monkeypatch):
             while keeper._timer is not None or keeper._saving is not None:
                 await asyncio.sleep(0.005)
         assert state_of(saved_and_read(tmp_path)) == state_of(chooser)
+        assert len(given) == 1, "not between two writes"
         await keeper.close()
 
     run(main)

@@ -8,6 +8,7 @@ A full socket stops credit, a full tunnel stops reading: memory is bounded by th
 from __future__ import annotations
 
 import asyncio
+import mmap
 import socket
 import struct
 from typing import Final, Protocol, cast
@@ -22,8 +23,8 @@ READ_SIZE: Final = 255 * KIB
 WRITE_HIGH: Final = 256 * KIB
 WRITE_LOW: Final = 64 * KIB
 _ABORT_ON_CLOSE: Final = struct.pack("ii", 1, 0)
-SHARED: Final = memoryview(bytearray(READ_SIZE))
-"""What is read goes here, and is dealt with before anybody else reads."""
+SHARED: Final = memoryview(mmap.mmap(-1, READ_SIZE))
+"""What is read goes here, and is dealt with before anybody else reads. What was never used is no memory."""
 
 
 class Carrier(Protocol):

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from uservpn.chooser.chooser import Chooser
 from uservpn.chooser.memory import everything, has_changes, restore, take_changes
+from uservpn.runtime.allocator import give_back
 from uservpn.runtime.clock import monotonic, wall_offset
 from uservpn.runtime.state_file import StateFile
+from uservpn.runtime.threads import in_thread
 
 log: Final = logging.getLogger("uservpn")
 SAVE_AFTER_S: Final = 5.0
@@ -74,6 +77,8 @@ class StateKeeper:
             self._is_all = True
         if self._is_all or has_changes(self._chooser):
             self.changed()
+        else:
+            give_back()  # nothing was learned meanwhile: the node rests, and SQLite is large
 
     async def _save(self) -> None:
         is_all = self._is_all
@@ -81,7 +86,7 @@ class StateKeeper:
         if not changes:
             return
         at = monotonic() + wall_offset()
-        trouble = await self._loop.run_in_executor(None, self._file.save, changes, at, is_all)
+        trouble = await in_thread(partial(self._file.save, changes, at, is_all))
         if trouble and not is_all:
             log.warning("%s was not written: %s; going on without", self._file.path, trouble)
         elif not trouble and is_all:
