@@ -124,6 +124,23 @@ def test_init_writes_a_server_and_prints_the_lines_for_another_node(home: Path) 
     assert (config.entry, config.exit.enabled) == (None, True)
     lines = '[[servers]]\nid = 1\nendpoints = ["tcp://203.0.113.5:7000"]\n'
     assert lines in result.output
+    assert f"Copy the key from {path}" in result.output
+
+
+def test_what_init_prints_for_another_node_is_what_that_node_needs(home: Path) -> None:
+    """The command writes a configuration with the same key and this node as its server."""
+    key, here, there = home / "mesh.key", home / "a.toml", home / "b.toml"
+    options = ["--id", "1", "--key-file", key, "--listen", "tcp://0.0.0.0:7000"]
+    options += ["--public", "tcp://203.0.113.5:7000", "--public", "udp://203.0.113.5:7000"]
+    options += ["--listen", "udp://0.0.0.0:7000"]
+    result = uservpn("-c", here, "init", *options)
+    assert f"Copy {key} there" in result.output
+    (line,) = [line for line in result.output.splitlines() if line.startswith("  uservpn join")]
+    words = line.replace("mesh.key", str(key)).split()[2:]
+    assert uservpn("-c", there, "init", "--id", "7", *words).exit_code == 0
+    one, other = load(here), load(there)
+    assert other.network == one.network
+    assert [server.endpoints for server in other.servers] == [one.node.public]
 
 
 def test_init_says_where_the_address_belongs_when_it_cannot_know(home: Path) -> None:

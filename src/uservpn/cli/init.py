@@ -79,8 +79,8 @@ def free_number(path: Path, options: InitOptions) -> int:
     return secrets.choice(sorted(free))
 
 
-def next_steps(path: Path, config: Config) -> str:
-    """What to do now, with the lines that another node needs."""
+def next_steps(path: Path, config: Config, key_file: Path | None) -> str:
+    """What to do now, with the lines that another node needs, and the command that writes them there."""
     name = click.format_filename(path)
     print_of_key = configuration.fingerprint(config.network.keys[0])
     lines = [
@@ -94,8 +94,16 @@ def next_steps(path: Path, config: Config) -> str:
         address = config.entry.listen
         lines.append(f"  curl --proxy socks5h://{address} https://example.com/")
     if config.node.listen:
+        server = _reachable(config)
         lines += ["", "Every other node needs the same key, a number of its own, and these lines:"]
-        lines += ["", configuration.render_servers([_reachable(config)])]
+        lines += ["", configuration.render_servers([server]).rstrip(), ""]
+        if key_file is None:
+            lines.append(f"Copy the key from {name} into a file there; this writes the rest:")
+        else:
+            lines.append(f"Copy {click.format_filename(key_file)} there; this writes the rest:")
+        key_name = key_file.name if key_file is not None else "KEY-FILE"
+        urls = " ".join(f"--server {server.id}={url}" for url in server.endpoints)
+        lines.append(f"  uservpn join --key-file {key_name} {urls}")
     elif not config.servers:
         lines += ["", "This node needs a server: add [[servers]], or run with --server ID=URL."]
     return "\n".join(lines)

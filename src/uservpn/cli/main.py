@@ -99,7 +99,7 @@ def _write_initial(number: int, **given: Any) -> None:
         click.echo(f"Number {options.id} is free.")
     config = write_initial(config_path(), options)
     warn(config.warnings)
-    click.echo(next_steps(config_path(), config))
+    click.echo(next_steps(config_path(), config, options.key_file))
 
 
 @cli.command()
