@@ -6,7 +6,7 @@ import pytest
 
 from uservpn.mesh.contact import SECOND_AGAIN_S, SECOND_S, Contact, Dial, GiveUp, Probe
 from uservpn.mesh.liveness import LinkState
-from uservpn.node.scheduling import MOVING, MOVING_S, Choice, Schedule
+from uservpn.node.scheduling import MOVING, MOVING_COUNT, MOVING_LONG, MOVING_S, Choice, Schedule
 from uservpn.tunnel.bbr import Bbr
 from uservpn.tunnel.path import Path
 from world import World
@@ -155,6 +155,15 @@ def test_it_is_wanted_while_much_moves():
     assert schedule.wants_second(choice, MOVING, 100.0 + 1.5 * MOVING_S)
     assert not schedule.wants_second(choice, 2 * MOVING - 1, 100.0 + 2 * MOVING_S)
     assert not schedule.wants_second(choice, 9 * MOVING, 100.0 + 60.0), "over a minute"
+
+
+def test_it_is_wanted_when_little_moves_for_long():
+    """A lossy path makes transfers slow, and they are in the way all the same."""
+    schedule = Schedule()
+    choice = Choice(*_pair(0.05)[0])
+    wanted = [schedule.wants_second(choice, step * MOVING_LONG, 100.0 + step) for step in range(5)]
+    assert wanted == [False] * MOVING_COUNT + [True] * (5 - MOVING_COUNT)
+    assert not schedule.wants_second(choice, 5 * MOVING_LONG - 1, 105.0)
 
 
 # --- the whole -----------------------------------------------------------------------------------

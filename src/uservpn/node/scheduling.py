@@ -52,7 +52,10 @@ FLOWS: Final = 256 << 10
 """A tunnel that carried so much within SEEK_EVERY_S gets a relayed way."""
 MOVING: Final = 512 << 10
 MOVING_S: Final = 1.0
-"""A tunnel that moves so much in such a time gets a second connection for what should not wait."""
+MOVING_LONG: Final = 64 << 10
+MOVING_COUNT: Final = 3
+"""A tunnel that moves MOVING bytes in MOVING_S, or MOVING_LONG in each of so many of them in a row, gets a
+second connection for what should not wait."""
 UNUSED_S: Final = 30.0
 """A relayed way that carried nothing for so long is closed, where there is a direct one."""
 
@@ -134,6 +137,7 @@ class Schedule:
     """The winner of a comparison."""
     _moved: int = 0
     _moved_at: float = 0.0
+    _moving_count: int = 0
     _is_moving: bool = False
 
     # --- direct links ----------------------------------------------------------------------------
@@ -319,7 +323,9 @@ class Schedule:
         Much flows over a long path that keeps its order: one lost packet stops all that is behind it.
         """
         if now >= self._moved_at + MOVING_S:
-            self._is_moving = moved - self._moved >= MOVING and now < self._moved_at + 2 * MOVING_S
+            much = moved - self._moved if now < self._moved_at + 2 * MOVING_S else 0
+            self._moving_count = self._moving_count + 1 if much >= MOVING_LONG else 0
+            self._is_moving = much >= MOVING or self._moving_count >= MOVING_COUNT
             self._moved, self._moved_at = moved, now
         path = choice.path
         return self._is_moving and not path.is_lossy and path.rtt_min_s >= FAR_RTT_S
