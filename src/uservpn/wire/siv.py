@@ -23,6 +23,8 @@ from uservpn.kit.series import COUNT_MAX, ones, series
 from uservpn.wire.constants import ASSOCIATED_SIZE, FIELDS_SIZE, HEADER_SIZE
 
 BLOCK: Final = 16
+PREPARED_MAX: Final = 16
+"""First blocks (peers, directions, lengths) that are kept, with 8 KiB each."""
 NUMBER_SHIFT: Final = 8 * (FIELDS_SIZE - ASSOCIATED_SIZE)
 """Where the message's number ends in the second block, as a number."""
 _MASKS: Final = ones(COUNT_MAX, BLOCK) * ((1 << 8 * BLOCK) - 1 ^ (1 << 63 | 1 << 31))
@@ -31,16 +33,7 @@ _MASKS: Final = ones(COUNT_MAX, BLOCK) * ((1 << 8 * BLOCK) - 1 ^ (1 << 63 | 1 <<
 class HeaderSiv:
     """Seals and opens headers under one key of 64 bytes."""
 
-    __slots__ = (
-        "_block",
-        "_constant",
-        "_firsts",
-        "_mac",
-        "_mixed",
-        "_stream",
-        "decrypt",
-        "encrypt",
-    )
+    __slots__ = ("_constant", "_mac", "_prepared", "_stream", "decrypt", "encrypt")
 
     def __init__(self, key: bytes) -> None:
         siv = AESSIV(key)
@@ -55,43 +48,43 @@ class HeaderSiv:
         subkey = _doubled(int.from_bytes(self._mac(bytes(BLOCK)), "big"))
         of_zero = self._mac(subkey.to_bytes(BLOCK, "big"))
         self._constant = int.from_bytes(of_zero, "big") ^ subkey
-        self._block = b""
-        self._firsts = self._mixed = 0
+        self._prepared: dict[bytes, tuple[int, int]] = {}
 
     def seal_run(self, fields: bytes, count: int) -> bytes:
         """`count` headers, one behind the other: these fields, then the same with the number counting up.
 
         The number's lower 40 bits, which the second block holds, must not overflow.
         """
-        if fields[:BLOCK] != self._block:
-            self._prepare(fields[:BLOCK])
+        firsts, mixed = self._prepared.get(fields[:BLOCK]) or self._prepare(fields[:BLOCK])
         size = BLOCK * count
         unused = 8 * BLOCK * (COUNT_MAX - count)
         seconds = series(int.from_bytes(fields[BLOCK:], "big"), count, BLOCK, NUMBER_SHIFT)
-        marks = self._mac((self._mixed >> unused ^ seconds).to_bytes(size, "big"))
+        marks = self._mac((mixed >> unused ^ seconds).to_bytes(size, "big"))
         counters = int.from_bytes(marks, "big") & _MASKS >> unused
         # with bit 31 cleared, plus 1 goes no further than its own counter
         counters = counters << 8 * size | counters + ones(count, BLOCK)
         stream = int.from_bytes(self._stream(counters.to_bytes(2 * size, "big")), "big")
-        hidden = stream ^ (self._firsts >> unused << 8 * size | seconds)
+        hidden = stream ^ (firsts >> unused << 8 * size | seconds)
         return _woven(marks, hidden.to_bytes(2 * size, "big"))
 
-    def _prepare(self, block: bytes) -> None:
-        """What depends on the first block, which bursts have in common, for the longest run."""
+    def _prepare(self, block: bytes) -> tuple[int, int]:
+        """What depends on the first block, which a peer's bursts have in common, for the longest run."""
+        if len(self._prepared) >= PREPARED_MAX:
+            self._prepared.clear()
         each = ones(COUNT_MAX, BLOCK)
-        self._mixed = each * (int.from_bytes(self._mac(block), "big") ^ self._constant)
-        self._firsts = each * int.from_bytes(block, "big")
-        self._block = block
+        mixed = int.from_bytes(self._mac(block), "big") ^ self._constant
+        found = self._prepared[block] = each * int.from_bytes(block, "big"), each * mixed
+        return found
 
 
 def _woven(marks: bytes, hidden: bytes) -> bytes:
     """V, A' and B' of each header side by side; `hidden` has all A' and then all B'."""
     out = bytearray(HEADER_SIZE // BLOCK * len(marks))
-    words = memoryview(out).cast("Q")
-    for place, blocks in enumerate((marks, hidden[: len(marks)], hidden[len(marks) :])):
-        source = memoryview(blocks).cast("Q")
-        words[2 * place :: 6] = source[0::2]
-        words[2 * place + 1 :: 6] = source[1::2]
+    words, mark, rest = (memoryview(some).cast("Q") for some in (out, marks, hidden))
+    middle = len(mark)
+    words[0::6], words[1::6] = mark[0::2], mark[1::2]
+    words[2::6], words[3::6] = rest[0:middle:2], rest[1:middle:2]
+    words[4::6], words[5::6] = rest[middle::2], rest[middle + 1 :: 2]
     return bytes(out)
 
 
