@@ -37,6 +37,14 @@ def test_after_a_black_hole_datagrams_go_on_within_half_a_second(protocols):
     assert transfer.stall(black_hole(2.0), 2) - 2.0 <= 0.4
 
 
+@WAYS
+@pytest.mark.parametrize("seconds", [2.5, 5.0])
+def test_after_a_black_hole_a_fresh_connection_goes_on(seconds, is_up):
+    """The kernel's own retransmission would come after 1.1 to 2 s; a cut may also hit a dial's packets."""
+    transfer = Transfer(("tcp",), is_up)
+    assert transfer.stall(black_hole(seconds), 2) - seconds <= 0.7
+
+
 def test_a_reset_connection_is_replaced_within_four_round_trips():
     assert Transfer(("tcp",)).stall(reset, 2) <= 0.4
 

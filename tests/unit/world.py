@@ -197,7 +197,7 @@ class World:
         heapq.heappush(self._heap, (when, self._serial, action))
 
     def connect(self, member: Member, peer: int, endpoint: str, protocol: str = "sim") -> None:
-        if not member.is_up or peer in self.unreachable:
+        if not member.is_up or peer in self.unreachable or self.black_hole:
             return  # no answer, not even a refusal
         other = self.members.get(peer)
         if other is None or not other.is_up or peer in self.refusing:

@@ -172,6 +172,13 @@ class Dials:
                 self._queue.append((now + index * STAGGER_S, endpoint))
         self._queue.sort(key=_when)
 
+    def renew(self, now: float, without: Collection[str]) -> None:
+        """A fresh dial to each fixed endpoint, also where one is under way, whose packets may be lost."""
+        for endpoint, place in self._places.items():
+            wanted = place.protocol not in without and endpoint not in without
+            if place.known.kind == EndpointKind.FIXED and wanted:
+                self._queue.append((now, endpoint))
+
     def won(self, protocol: str) -> None:
         """A link of this protocol carries: its race is over."""
         self._queue = [
@@ -268,6 +275,11 @@ class Dials:
         """Is a dial under way that may still come to something soon?"""
         until = self._under_way.get(endpoint)
         return until is not None and now < until - DIAL_LIMIT_S - _DIAL_LATE_S + HUNG_S
+
+    @property
+    def is_under_way(self) -> bool:
+        """Has a dial started that has no result yet?"""
+        return bool(self._under_way)
 
     def is_fixed(self, endpoint: str) -> bool:
         """Is it this node's for good? (An unknown one is whatever the caller makes of it: yes.)."""

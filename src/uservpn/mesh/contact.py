@@ -212,8 +212,8 @@ class Contact:
             return  # it was one of two
         if state.dialled and not state.relayed and now < state.up_at + SHORT_LIFE_S:
             self.redial.failures += 1
-        if not self.links and self._lost_at is None:
-            self._lost_at = now
+        if self._lost_at is None and all(other.heard_at == other.up_at for other in self.links):
+            self._lost_at = now  # what is left was never heard
         if state.is_tentative:
             self.dial_failed(state.endpoint, refused, "refused" if refused else "no answer", now)
             return
@@ -486,6 +486,9 @@ class Contact:
             self._plans.append(GiveUp(second.link))
         for state in [*self.links, *self.unproved]:
             self._look_at(state, now)
+        if self._is_in_hurry() and self.redial.hurry(now):
+            self.dials.renew(now, self._fine())
+            self._run_dials(now)
         if self.has_streams and self._lost_at is not None and now >= self._lost_at + self._grace_s:
             self._lost_at = None
             self._plans.append(Dead("silent"))
@@ -512,6 +515,8 @@ class Contact:
         keepalive_s, is_used = self._keepalive_s, self.has_streams
         states = [*self.links, *self.unproved] if self.unproved else self.links
         times += [state.due_at(keepalive_s, is_used) for state in states]
+        if self._is_in_hurry():
+            times.append(self.redial.hurries_at())
         if self._leave_at is not None:
             times.append(self._leave_at)
         if len(self.links) > 1 and (second := self._spare_second()) is not None:
@@ -635,18 +640,30 @@ class Contact:
 
     def _dial(self, now: float) -> None:
         """A round: of every protocol that has no link which is heard."""
-        self.redial.at = None
+        self.redial.began(now)
+        self.dials.start(now, self._fine())
+        self._run_dials(now)
+        if not self.dials.is_busy and self.direct() is None and self._is_wanted():
+            self.redial.when(now, self.dials.retry_at())
+
+    def _fine(self) -> set[str]:
+        """Protocols and endpoints that need no dial."""
         fine = {
             state.protocol
             for state in self.links
             if not state.relayed and not state.is_tentative and not state.probed
         }
         fine |= {state.endpoint for state in self.links if state.dialled and state.is_lossy}
-        fine |= {state.endpoint for state in self.unproved if state.dialled}
-        self.dials.start(now, fine)
-        self._run_dials(now)
-        if not self.dials.is_busy and self.direct() is None and self._is_wanted():
-            self.redial.when(now, self.dials.retry_at())
+        return fine | {state.endpoint for state in self.unproved if state.dialled}
+
+    def _is_in_hurry(self) -> bool:
+        """Do streams wait while no link is heard, and a dial may be lost in the same silence?"""
+        if not self.has_streams or not self.dials.has_fixed:
+            return False
+        known = [state for state in self.links if not state.is_tentative]
+        if any(not state.probed for state in known):
+            return False
+        return self.dials.is_under_way or any(not state.is_lossy for state in known)
 
     def _run_dials(self, now: float) -> None:
         self._plans += [Dial(endpoint) for endpoint in self.dials.take_due(now)]

@@ -28,6 +28,11 @@ RETRY_S: Final = 1.0
 start value and back-off): one lost datagram must not cost ANSWER_S, nor two of them the link."""
 STALL_S: Final = 1.0
 """A connection is silent when nothing of what was sent was confirmed for so long (or 4 round trips)."""
+FLOW_COUNT: Final = 8
+FLOW_GAP_S: Final = 0.2
+FLOW_S: Final = 0.5
+"""A connection of ours that brought so many messages, each within FLOW_GAP_S of the one before, and then none
+for so long, is probed once: whoever only downloads has nothing on its way that could stay unconfirmed."""
 CHECK_S: Final = 0.4
 """A datagram link of ours that was just used is probed after so much silence (or 3 round trips); a way over
 relays whose peer owes an answer, too (or 1.5 round trips), and left for another one after twice that."""
@@ -93,6 +98,8 @@ class LinkState:
     """How long it may be silent so that a NAT remembers it; 0: nobody needs that."""
     retry_s: float = RETRY_S
     """When, after `owed_since`, the next probe of a lossy link, or of a relayed one, goes."""
+    flow: int = 0
+    """So many messages came over this connection, one soon after the other."""
     is_doubted: bool = False
     """A relayed one that was probed once because its peer owes an answer; next time it is silent."""
 
@@ -100,6 +107,8 @@ class LinkState:
 
     def heard(self, now: float) -> None:
         """A genuine message came over it, from where it leads."""
+        if not self.is_lossy:
+            self.flow = self.flow + 1 if now < self.heard_at + FLOW_GAP_S else 0
         self.heard_at = now
         self.owed_since = None
         self.probed = self.is_doubted = False
@@ -153,7 +162,8 @@ class LinkState:
             self._retry(jitter)
             return Verdict.ASK
         if is_used and owed is None and now >= self._check_at():
-            self.check_s = min(2 * self.check_s, keepalive_s)
+            self.check_s = min((1 if self._is_flowing() else 2) * self.check_s, keepalive_s)
+            self.flow = 0
             return Verdict.ASK
         if owed is None and self.is_ours_to_ask and now >= self._ask_at(keepalive_s):
             self.asked_at = now
@@ -219,4 +229,8 @@ class LinkState:
         return self.sent_at + self.keep_s * (1.0 - self.early)
 
     def _check_at(self) -> float:
-        return max(self.heard_at, self.sent_at) + self.check_s
+        at = max(self.heard_at, self.sent_at) + self.check_s
+        return min(at, self.heard_at + FLOW_S) if self._is_flowing() else at
+
+    def _is_flowing(self) -> bool:
+        return self.flow >= FLOW_COUNT and self.dialled and not self.relayed

@@ -25,6 +25,11 @@ OFFLINE_S: Final = 30.0
 OTHER_START_S: Final = 5.0
 OTHER_MAX_S: Final = 120.0
 """While streams run over one protocol, another one that has no link is tried again this often."""
+HURRY_FIRST_S: Final = 1.0
+HURRY_S: Final = 0.3
+HURRY_COUNT: Final = 200
+"""While streams wait and nothing is heard, a fresh dial starts beside one that is under way for a second, and
+then this often, for a minute: the system repeats what it sent of a dial after 1, 3 and 7 s only."""
 FAILING_COUNT: Final = 2
 
 
@@ -43,12 +48,14 @@ class Redial:
         self._prompted_at = -PROMPT_EVERY_S
         self._other_failures = 0
         self._jitter = jitter
+        self._hurried = 0
+        self._hurry_at = 0.0
 
     # --- outside events --------------------------------------------------------------------------
 
     def reached(self) -> None:
         """The peer was heard on a direct link."""
-        self.failures = self._step = 0
+        self.failures = self._step = self._hurried = 0
 
     def answered(self) -> None:
         """A link that was dialled was answered."""
@@ -59,6 +66,23 @@ class Redial:
         self.failures = self._step = self._other_failures = 0
 
     # --- commands --------------------------------------------------------------------------------
+
+    def began(self, now: float) -> None:
+        """A round of dials starts."""
+        self.at = None
+        self._hurry_at = now + HURRY_FIRST_S
+
+    def hurry(self, now: float) -> bool:
+        """Streams wait and nobody is heard: is it time for a fresh dial beside those that are under way?"""
+        if now < self._hurry_at:
+            return False
+        self._hurried += 1
+        self._hurry_at = now + HURRY_S
+        return True
+
+    def hurries_at(self) -> float:
+        """When `hurry` may say yes; infinite: it was tried often enough."""
+        return self._hurry_at if self._hurried < HURRY_COUNT else float("inf")
 
     def again(self, now: float, is_waiting: bool) -> None:
         """A link was lost: at once, unless the last tries failed. `is_waiting`: somebody needs the peer."""

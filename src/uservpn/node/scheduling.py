@@ -6,6 +6,7 @@ One direct link carries the tunnel; which one is decided at each take, from what
   lost. With the first question another link is asked as well; if that one answers, the silent path is left,
   else nothing moves, because in a black hole every link is silent. What was on it is resent over the other.
   It is tried again after a while that doubles, and only if its peer was heard on it since.
+- Where the peer has moved to another link, and what we sent stays unanswered meanwhile, we move, too.
 - On short paths without loss a reliable link (TCP, KCP) costs far less work for each byte, everywhere else
   one that loses messages is faster: its loss is recovered by us. NEAR_S tells them apart, with hysteresis.
 - Some networks throttle UDP. While bulk flows both are compared now and then: for TRIAL_S the other link may
@@ -34,6 +35,8 @@ NEAR_S: Final = 0.006
 HYSTERESIS: Final = 1.5
 LOSS_MAX: Final = 0.003
 ASK_EVERY_S: Final = 0.5
+FOLLOW_RTTS: Final = 1.75
+"""Where the peer's messages come over another link, ours may be unanswered for so many round trips."""
 AWAY_S: Final = 2.0
 AWAY_MAX_S: Final = 120.0
 TRIAL_S: Final = 1.5
@@ -174,7 +177,8 @@ class Schedule:
                 if self._is_able(*pair, now)
                 or (pair[0].link == self.current and not _is_outdone(pair[0], others))
             ]
-            able = able or [pair for pair in ways if self._is_able(*pair, now)] or links
+            able = able or [pair for pair in ways if self._is_able(*pair, now)]
+            able = able or [pair for pair in links if not pair[0].probed] or links
             choice = Choice(*self._best(able))
             self.current = choice.state.link
             if (
@@ -194,6 +198,12 @@ class Schedule:
     ) -> Choice | None:
         """The present one fell silent: away from it, once another one is heard."""
         state, path = present
+        followed = self._followed(present, links, now)
+        if followed is not None:
+            self._trial = None
+            self.put_away(state.link, now)
+            self.current = followed[0].link
+            return Choice(*followed, left=path)
         if not path.is_stuck:
             if path.silent_count == 0:
                 self._records.get(state.link, Record()).away_s = AWAY_S
@@ -208,6 +218,24 @@ class Schedule:
                 self.current = other.link
                 return Choice(other, other_path, left=path)
         return Choice(state, path)
+
+    def _followed(
+        self,
+        present: tuple[LinkState, Path],
+        links: list[tuple[LinkState, Path]],
+        now: float,
+    ) -> tuple[LinkState, Path] | None:
+        """The link that the peer has moved to, if nothing comes over the present one any more."""
+        state, path = present
+        if self.heard_on == state.link or not path.is_lossy or not path.inflight:
+            return None
+        since = path.awaited_since
+        if now < since + FOLLOW_RTTS * (path.rtt_s or ASK_EVERY_S) or state.heard_at > since:
+            return None
+        for pair in links:
+            if pair[0].link == self.heard_on and pair[0].heard_at > since and not pair[0].probed:
+                return pair
+        return None
 
     def _ask_another(
         self,

@@ -33,6 +33,7 @@ CUT_BELOW: Final = 1 << 16
 CUT_MIN: Final = 1 << 12
 """Messages are cut to the room of a link that has less than CUT_BELOW, never below CUT_MIN; that is also what
 they are cut to on a new connection, until something on it was confirmed."""
+NO_LIMIT: Final = 1 << 30
 RELAYED_SIZE_MAX: Final = 1 << 16
 """Messages over relays are no longer: relays take turns by messages."""
 
@@ -152,6 +153,8 @@ class Sender:
             peer.contact.want_second(choice.state.link, now)
             if peer.contact.has_plans():
                 self._table.touch(peer)
+        # on a silent link only questions and reports: the rest would be lost, or come twice
+        most = 0 if choice.state.probed and is_direct else NO_LIMIT
         if choice.express is not None:
             again = choice.state.link if choice.path.inflight < AGAIN_BESIDE else None
             self._take_path(
@@ -161,7 +164,7 @@ class Sender:
                 self._take_path(peer, choice.state, room, out, sealing, now, lanes=BULK_ONLY)
             paced = None
         else:
-            paced = self._take_path(peer, choice.state, room, out, sealing, now, lanes=lanes)
+            paced = self._take_path(peer, choice.state, room, out, sealing, now, most, lanes)
         if choice.ask is not None:
             self._take_path(peer, choice.ask, room, out, sealing, now, 0, ASK_ONLY)
         tunnel.paced = held_by if is_held else paced
@@ -244,7 +247,7 @@ class Sender:
         out: Batches,
         sealing: Sealing,
         now: float,
-        most: int = 1 << 30,
+        most: int = NO_LIMIT,
         lanes: int = ALL_LANES,
         again: LinkId | None = None,
     ) -> Path | None:

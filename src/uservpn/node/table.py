@@ -329,7 +329,6 @@ class Table:
     ) -> None:
         """From now on this link is one of `peer`'s."""
         self.touch(peer)
-        was_linked = bool(peer.contact.links)
         self.unproven.pop(link, None)
         entry.peer = peer
         entry.state = peer.contact.link_up(
@@ -337,7 +336,9 @@ class Table:
         )
         path = entry.new_path(link)
         if not entry.state.is_unproved:
-            peer.tunnel.path_up(path, not was_linked or not dialled)
+            others = [state for state in peer.contact.links if state is not entry.state]
+            is_first = all(state.probed for state in others)
+            peer.tunnel.path_up(path, is_first or not dialled)
         self.probe(peer, link, now)
 
     def probe(self, peer: Peer, link: LinkId, now: float) -> bytes:

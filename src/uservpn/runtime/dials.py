@@ -17,6 +17,8 @@ from uservpn.mesh.addresses import DIAL_LIMIT_S
 from uservpn.types import LinkId, NodeId
 
 log: Final = logging.getLogger("uservpn")
+ABREAST_MAX: Final = 3
+"""Dials to one endpoint at a time: a fresh one as packets of the older may be lost (mesh/redial.py)."""
 _NO_WAY: Final = (errno.ENETUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL)
 
 
@@ -53,13 +55,19 @@ class Dials:
         self._connect = connect
         self._owner = owner
         self._tasks: set[asyncio.Task[None]] = set()
+        self._latest: dict[tuple[NodeId, str], list[asyncio.Task[None]]] = {}
         self._stillborn: set[LinkId] = set()  # closed before their dial had gone on
 
     def begin(self, peer: NodeId, endpoint: str) -> None:
-        """The owner hears how it ends, unless it is given up."""
+        """The owner hears how it ends, unless it is given up: that is the oldest of more than ABREAST_MAX."""
         task = self._loop.create_task(self._dial(peer, endpoint))
         self._tasks.add(task)
         task.add_done_callback(self._done)
+        latest = [t for t in self._latest.get((peer, endpoint), ()) if not t.done()]
+        latest.append(task)
+        if len(latest) > ABREAST_MAX:
+            latest.pop(0).cancel()
+        self._latest[peer, endpoint] = latest
 
     def closed(self, link: LinkId) -> None:
         """A link that nobody knows yet is gone."""
@@ -81,6 +89,7 @@ class Dials:
         self._tasks.discard(task)
         if not self._tasks:
             self._stillborn.clear()
+            self._latest.clear()
 
     async def _dial(self, peer: NodeId, text: str) -> None:
         try:

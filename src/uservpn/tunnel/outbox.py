@@ -183,6 +183,7 @@ class Outbox:
         """Nothing more is expected of this path; what the sink is known to miss is sent again at once."""
         path.leave(now)
         self._queue_lost(path, now)
+        self.resend = deque(sorted(self.resend))  # what was resent on it in vain is the oldest
 
     def on_deadline(self, now: float) -> None:
         """Overtaken messages whose time is over; harmless when early."""

@@ -185,6 +185,11 @@ class Path:
         return self.inflight > 0 and (self.silent_count > 0 or self.is_probe_due)
 
     @property
+    def awaited_since(self) -> float:
+        """When the oldest of what is on it left; infinite: there is nothing."""
+        return next((flight.sent_at for flight in self.flights if flight.size > 0), float("inf"))
+
+    @property
     def is_swallowing(self) -> bool:
         """Do small messages pass, and large ones not?"""
         return self.swallowed >= SWALLOWED_MIN

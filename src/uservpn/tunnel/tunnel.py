@@ -327,7 +327,8 @@ class Tunnel:
         elif path.is_probe_due or (self._ask_due and is_first):
             if not new:  # nothing else draws a report over this path
                 new.append(self._lanes.message([b""], 0))
-            path.probed(now)
+            if path.is_probe_due:  # else it is asked for another one's sake: no sign of silence
+                path.probed(now)
             self._ask_due = self._ask_due and not is_first
         if new:
             outbox.keep(new, sum(map(len, new)), path, now)
