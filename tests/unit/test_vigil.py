@@ -89,10 +89,14 @@ def test_a_link_that_was_not_heard_for_the_keepalive_time_is_asked_and_lost_if_n
     assert look(600.3 + 2 * ANSWER_S) is Verdict.LOST
 
 
-def test_a_datagram_link_of_the_peer_is_not_asked_for():
-    """It may have been closed: the peer says nothing then."""
+@pytest.mark.parametrize("kind", ["datagrams", "relayed"])
+def test_a_datagram_link_of_the_peer_and_an_unused_way_are_not_asked_for(kind):
+    """The one may have been closed, without a word; the other is sought again when it is needed."""
     _, state = _contact()
-    state.is_lossy, state.dialled = True, False
+    if kind == "relayed":
+        state.relayed = True
+    else:
+        state.is_lossy, state.dialled = True, False
     assert state.look(700.0, 600.0, False, lambda span: 0.0) is Verdict.FINE
     assert state.look(1501.0, 600.0, False, lambda span: 0.0) is Verdict.LOST
 

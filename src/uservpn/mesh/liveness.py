@@ -5,8 +5,8 @@ A `LinkState` holds what is known of one open link, and judges by it. A peer tha
 On links that may lose messages, and on ways over relays, it is asked sooner, and again; then the link is
 *silent* (`probed`): others are used meanwhile where there are any. A connection whose other end does not even
 confirm what was sent is silent at once (`stalled`). A link on which nothing was heard for the keep-alive time
-is asked, too, by who dialled it if it is one of datagrams: those end without a word. A NAT's binding
-may need a word more often (`keep_s`), which nobody has to answer.
+is asked, too, by who dialled it if it is one of datagrams (those end without a word), and never over relays.
+A NAT's binding may need a word more often (`keep_s`), which nobody has to answer.
 What follows for the peer, `Contact` decides (mesh/contact.py).
 """
 
@@ -197,8 +197,11 @@ class LinkState:
 
     @property
     def is_ours_to_ask(self) -> bool:
-        """Is it for us to ask whether the peer is there? A datagram link that it dialled may be closed."""
-        return self.dialled or not self.is_lossy
+        """Is it for us to ask, when it was silent for long, whether the peer is there?
+
+        A datagram link that the peer dialled may be closed; nobody needs a way over relays that is not used.
+        """
+        return not self.relayed and (self.dialled or not self.is_lossy)
 
     # --- inside ----------------------------------------------------------------------------------
 

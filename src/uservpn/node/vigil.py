@@ -93,8 +93,9 @@ class Vigil:
         due = max(state.heard_at for _, state in links) + turn_s
         if now >= due:
             self._gap_s *= 2
-            if not is_trial:
-                peer, state = min(links, key=lambda link: max(link[1].heard_at, link[1].asked_at))
+            asked = [link for link in links if not (is_trial and link[1].is_lossy)]
+            if asked:
+                peer, state = min(asked, key=lambda link: max(link[1].heard_at, link[1].asked_at))
                 self._ask(peer, state, now)
             due = now + self._turn_s(len(links))
         self._due = due

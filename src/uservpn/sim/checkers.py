@@ -51,8 +51,8 @@ def messages_a_minute(
 ) -> int:
     """What a node may say in a minute when nothing happens and nothing has happened lately.
 
-    Each link carries a KEEPALIVE each way in 0.9 to 1 of the keep-alive time (a datagram link counts
-    thrice: the peer asks after its own one, and is answered), and the digest of once an
+    Each link carries a PROBE or its answer each way in 0.9 to 1 keep-alive times (a datagram link counts
+    thrice: one that falls silent is asked again), and the digest of once an
     hour may fall into this minute, with a summary on either side. A dial to somebody who is gone costs at
     most the probes that a datagram link sends before it is given up. A link that comes up, as when a
     router has forgotten and a KEEPALIVE arrives from a new port, is proved and measured, and the one that
@@ -78,7 +78,7 @@ class Laws:
         self._passed: set[tuple[int, bytes]] = set()
         self._generations: dict[int, tuple[int, int]] = {}
         self._died: dict[tuple[int, int], float] = {}
-        self._minute: dict[int, tuple[int, int, int, int, int]] = {}
+        self._minute: dict[int, tuple[int, int, int, int, int, int]] = {}
         self._minute_at = 0.0
         self._minute_is_quiet = False
         self._count = 0
@@ -212,10 +212,11 @@ class Laws:
         for member in world.alive():
             me = member.seat.node
             passed_now = member.node.relay.counters.passed
-            boot, sent, dials, opened, passed = self._minute.get(me, (0, 0, 0, 0, 0))
+            boot, sent, dials, opened, passed, before = self._minute.get(me, (0, 0, 0, 0, 0, 0))
+            links = sum(3 if isinstance(link, UdpLink) else 1 for link in member.links.values())
             if self._minute_is_quiet and boot == member.boot:
                 most = messages_a_minute(
-                    sum(3 if isinstance(link, UdpLink) else 1 for link in member.links.values()),
+                    max(before, links),  # one that was closed in this minute has had its say
                     member.seat.keepalive_s,
                     member.dial_count - dials,
                     member.opened_count - opened,
@@ -229,7 +230,13 @@ class Laws:
                     world.broken(
                         f"node {me} is idle and said {said} messages in a minute, not {most}"
                     )
-            counts = member.sent_count, member.dial_count, member.opened_count, passed_now
+            counts = (
+                member.sent_count,
+                member.dial_count,
+                member.opened_count,
+                passed_now,
+                links,
+            )
             self._minute[me] = member.boot, *counts
         self._minute_at = now
         self._minute_is_quiet = is_quiet
