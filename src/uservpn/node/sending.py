@@ -140,8 +140,10 @@ class Sender:
             owed = int(schedule.relay_owed / (1.0 - share)) if share < 1.0 else OWED_MAX
             held_by = self._take_path(peer, way, room, out, sealing, now, owed, BULK_ONLY)
             path = self._table.links[way.link].path
-            if path is not None and schedule.holds(path, choice.path, share):
-                lanes = FIRST_ONLY
+            if path is not None and share < 1.0:
+                schedule.note_way(path, choice.path, share, now)
+                if schedule.holds(path, choice.path, share):
+                    lanes = FIRST_ONLY
         if tunnel.inbox.is_due and is_direct and schedule.heard_on != choice.state.link:
             for state in peer.contact.links:
                 if state.link == schedule.heard_on and not state.probed:
@@ -301,7 +303,7 @@ class Sender:
         else:
             peer.schedule.direct_bytes += size
             if self._table.relay_share:
-                peer.schedule.sent_direct(size, self._table.relay_share)
+                peer.schedule.sent_direct(size, self._table.relay_share, now)
         is_owed = state.owed_since is not None and not state.is_tentative  # that one owes an ANSWER
         if is_owed and path.heard_at > (state.owed_since or 0.0):
             state.owed_since = None  # what was sent on it came; the reports took another link
