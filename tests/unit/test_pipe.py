@@ -140,6 +140,22 @@ def test_a_source_with_little_to_say_does_not_make_the_path_look_slow():
     assert pipe.window > 0.75 * window
 
 
+def test_a_source_that_makes_a_queue_has_enough_though_there_is_room_at_every_look():
+    """Else the start would not end, and its window would be the queue."""
+    kernel = Kernel(12.5e6, 0.1, is_greedy=True)
+    pipe = Pipe(is_always=True)
+    while kernel.now < 6.0:
+        kernel.step()
+        if pipe.is_due(kernel.now):
+            pipe.look(kernel.now, kernel.below())
+            size = max(0, pipe.room - 100)  # its last bytes do not fit
+            pipe.took(size)
+            kernel.unsent += size
+        if kernel.now <= 4.0:
+            kernel.delays.clear()
+    assert sorted(kernel.delays)[len(kernel.delays) // 2] < 0.030
+
+
 def test_near_paths_are_not_bounded_and_seldom_looked_at():
     pipe = Pipe()
     pipe.look(5.0, Below(10**6, 10**6, 10**6, 0.004, 0.0002, 0.0, 0))

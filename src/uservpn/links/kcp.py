@@ -143,7 +143,9 @@ class KcpSession:
 
     def receive(self, segments: bytes) -> None:
         """Segments of this conversation came."""
-        if self._is_closed or self._kcp.receive_data(segments) < 0:
+        if self._is_closed:
+            return
+        if self._kcp.receive_data(segments) < 0:
             return
         while (data := self._kcp.next_event()) is not None:
             if self.link is not None:

@@ -139,13 +139,16 @@ class Pipe:
 
     def _is_repairing(self, below: Below) -> bool:
         """Is what is on its way left to the kernel? It loses packets, leaves no queue, and does not race."""
-        bbr = self._bbr
-        rtt_s = bbr.rtt_min_s or below.rtt_min_s
         return (
             self._lossy_rounds > 0
-            and below.rtt_s < rtt_s * 1.125 + QUEUE_S
-            and below.pace < RACING * bbr.rate
+            and not self._is_queued(below)
+            and below.pace < RACING * self._bbr.rate
         )
+
+    def _is_queued(self, below: Below) -> bool:
+        """Does a queue stand on the path? Then its source had enough to send, too."""
+        rtt_s = self._bbr.rtt_min_s or below.rtt_min_s
+        return below.rtt_s >= rtt_s * 1.125 + QUEUE_S
 
     def _rest(self, now: float) -> None:
         """Nothing is under way: what is delivered from now on begins a new account."""
@@ -178,15 +181,20 @@ class Pipe:
                 below.inflight,
                 below.rtt_min_s if is_first else below.rtt_s,
                 self._rate(now, below),
-                below.delivered < self._limited_until,
+                below.delivered < self._limited_until and not self._is_queued(below),
                 is_round,
             )
         )
 
     def _rate(self, now: float, below: Below) -> float | None:
-        """Of what was delivered in the last round trip or a little more; None: it was shorter than that."""
+        """Of what was delivered in the last round trip or a little more; None: it was shorter than that.
+
+        Where our own loop takes the acknowledgements, late when it is busy, in two: many at once are no rate.
+        """
         marks = self._marks
         span = self._bbr.rtt_min_s or below.rtt_s
+        if self._is_always and self._bbr.state is not State.START:
+            span *= 2
         while len(marks) > 1 and marks[1][0] <= now - span:
             marks.popleft()
         then, delivered = marks[0]
