@@ -390,7 +390,7 @@ class Schedule:
         self.relayed_at = now
 
     def note_way(self, way: Path, direct: Path, share: float, now: float) -> None:
-        """The way stands: its debt is remembered while it starts or pauses; that of a slow one is forgiven."""
+        """The way stands: its debt is remembered while it starts or pauses; a slow one is forgiven."""
         span = now - self._span_at
         if span >= SPAN_S:  # one with a pause in it tells nothing
             left = self.direct_bytes - self._span_bytes
