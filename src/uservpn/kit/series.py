@@ -43,7 +43,9 @@ def counted(count: int, width: int) -> int:
 
 def series(first: int, count: int, width: int, shift: int = 0) -> int:
     """`count` records of `width` bytes: `first`, and 1 << `shift` more in each than in the one before."""
-    return first * ones(count, width) + (counted(count, width) << shift)
+    each, numbers = _longest(width)
+    unused = 8 * width * (COUNT_MAX - count)
+    return first * (each >> unused) + (numbers >> unused << shift)
 
 
 @lru_cache(maxsize=512)
