@@ -187,14 +187,9 @@ class Pipe:
         )
 
     def _rate(self, now: float, below: Below) -> float | None:
-        """Of what was delivered in the last round trip or a little more; None: it was shorter than that.
-
-        Where our own loop takes the acknowledgements, late when it is busy, in two: many at once are no rate.
-        """
+        """Of what was delivered in the last round trip or a little more; None: it was shorter than that."""
         marks = self._marks
         span = self._bbr.rtt_min_s or below.rtt_s
-        if self._is_always and self._bbr.state is not State.START:
-            span *= 2
         while len(marks) > 1 and marks[1][0] <= now - span:
             marks.popleft()
         then, delivered = marks[0]
