@@ -54,6 +54,9 @@ _NO_RTT: Final = 0xFFFFFFFF
 TELLS: Final = sys.platform == "linux"
 """Does the kernel tell what became of what a socket sent? Others have less to tell, and other layouts."""
 
+_LOOPS: Final = ("asyncio", "uvloop")
+"""Whose transports do nothing but pass bytes on: those of others, around them, must not be passed by."""
+
 CAPS: Final = stream_caps("tcp", TELLS)
 assert LINE_MAX + len(_END) > HEADER_SIZE
 
@@ -133,12 +136,14 @@ class TcpLink(SocketLink):
     ) -> None:
         super().__init__(caps, codec, owner, accepted)
         self._is_shaped = is_shaped
+        self._is_bare = False  # nothing stands between this link and its socket
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Sets the socket up."""
         self.stands_on(transport.get_extra_info("socket"))
         self.local = _name(transport.get_extra_info("sockname"))
         self.remote = _name(transport.get_extra_info("peername"))
+        self._is_bare = type(transport).__module__.partition(".")[0] in _LOOPS
         super().connection_made(transport)
         if self._is_shaped and not self._accepted:
             self._is_shaped = False
@@ -165,7 +170,12 @@ class TcpLink(SocketLink):
         transport, sock = self._transport, self._sock
         if transport is None or sock is None or transport.is_closing():
             return
-        if _writev is None or len(batch) > _PARTS_MAX or transport.get_write_buffer_size():
+        if (
+            _writev is None
+            or not self._is_bare
+            or len(batch) > _PARTS_MAX
+            or transport.get_write_buffer_size()
+        ):
             super().send(batch)
             return
         try:
