@@ -146,3 +146,39 @@ def test_udp_is_blocked_and_unblocked(fleet, laptop, way):
     before = time.monotonic()
     wait_until(lambda: _carrier(fleet) == "udp", 60)
     print(f"back to UDP {time.monotonic() - before:.1f} s after the transfer")
+
+
+UDP_LIMIT = (
+    "-p",
+    "udp",
+    "-m",
+    "limit",
+    "--limit",
+    "85/second",
+    "--limit-burst",
+    "20",
+    "-j",
+    "ACCEPT",
+)
+"""About 1 Mbit/s in full datagrams; what is more is dropped, as by a provider's policer."""
+
+
+def test_throttled_udp_moves_to_tcp(fleet, laptop):
+    """TCP runs at the path's full rate meanwhile. (And back: simulated only.)"""
+    if fleet.protocols != "tcp,udp" or not IS_FULL:
+        return
+    wait_until(lambda: _carrier(fleet) == "udp", 60)
+    for chain in ("INPUT", "OUTPUT"):
+        laptop.host.block("-p", "udp", chain=chain)
+        laptop.host.iptables("-I", chain, *UDP_LIMIT)
+    transfer = Transfer(fleet, fleet.nodes[7], SIZE, limit_s=100)
+    transfer.end(100)
+    carrier = _carrier(fleet)
+    for chain in ("INPUT", "OUTPUT"):
+        laptop.host.iptables("-D", chain, *UDP_LIMIT)
+        laptop.host.unblock("-p", "udp", chain=chain)
+    print(
+        f"{fleet.protocols}, UDP at 1 Mbit/s: {SIZE / MIB:.0f} MiB in {transfer.took_s:.1f} s, "
+        f"longest stall {transfer.longest_stall_s:.2f} s, then over {carrier}"
+    )
+    assert carrier == "tcp"

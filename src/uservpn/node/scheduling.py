@@ -203,7 +203,10 @@ class Schedule:
             if (
                 not choice.path.is_asked
             ):  # what another link has room for is kept for what may be lost
-                choice.beside = self._compare(choice, able, by_link, is_busy, now)
+                other = choice.beside = self._compare(choice, able, by_link, is_busy, now)
+                if other is not None and choice.state.link == self._preferred:
+                    # the same bottleneck leaves nothing to the second: who is to come back goes first
+                    choice = Choice(*other, beside=(choice.state, choice.path))
             choice.express = _express(choice.path, able)
         if choice.left is None:
             choice.ask = ask
