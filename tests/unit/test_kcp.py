@@ -59,6 +59,23 @@ def test_what_is_written_leaves_in_the_same_turn_also_while_a_timer_runs(run) ->
     run(main())
 
 
+def test_a_round_trip_is_measured_to_the_moment_its_acknowledgement_comes() -> None:
+    """Not to the last update, which may be longer ago than the round trip takes."""
+
+    async def main() -> None:
+        pair = Lossy()
+        pair.is_hole = True
+        pair.near.writelines([bytes(100)])
+        await pair.turns(3)  # it has left, and is lost
+        kcp = pair.near._kcp
+        kcp.current = 1  # long ago
+        pair.near.receive(bytes(24))
+        assert kcp.current > 1
+        pair.close()
+
+    uvloop.run(main())
+
+
 def test_what_kcp_tells_of_its_segments() -> None:
     async def main() -> None:
         pair, size = Lossy(), MTU - HEAD

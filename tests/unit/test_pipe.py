@@ -156,6 +156,18 @@ def test_a_source_that_makes_a_queue_has_enough_though_there_is_room_at_every_lo
     assert sorted(kernel.delays)[len(kernel.delays) // 2] < 0.030
 
 
+def test_acknowledgements_that_are_taken_late_and_many_at_once_are_no_rate():
+    """A megabyte a second leaves; for 50 ms little is taken of what comes back, which takes 100 ms."""
+    pipe = Pipe(is_always=True)
+    for step in range(1, 120):
+        now = step * 0.01
+        told_at = 0.45 + (now - 0.45) / 100 if 0.45 <= now < 0.5 else now
+        delivered = int(1e6 * max(0.0, told_at - 0.1))
+        pipe.look(now, Below(delivered, int(1e6 * now) - delivered, 0, 0.1, 0.1, 0.0, 0))
+        assert pipe._bbr.rate < 1.15e6
+    assert pipe._bbr.rate > 0.9e6
+
+
 def test_near_paths_are_not_bounded_and_seldom_looked_at():
     pipe = Pipe()
     pipe.look(5.0, Below(10**6, 10**6, 10**6, 0.004, 0.0002, 0.0, 0))

@@ -145,6 +145,8 @@ class KcpSession:
         """Segments of this conversation came."""
         if self._is_closed:
             return
+        # else round trips are measured to the last update
+        self._kcp.current = int(self._loop.time() * 1000) & 0xFFFFFFFF
         if self._kcp.receive_data(segments) < 0:
             return
         while (data := self._kcp.next_event()) is not None:

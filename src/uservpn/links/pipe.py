@@ -76,6 +76,8 @@ class Pipe:
         self._bbr = Bbr()
         self._marks: deque[tuple[float, int]] = deque(maxlen=MARKS_MAX)
         """When which sum had been delivered, back to a round trip ago."""
+        self._sends: deque[tuple[float, int]] = deque(maxlen=MARKS_MAX)
+        """When which sum had been sent, back to what was delivered a round trip ago."""
         self._look_at = 0.0
         self._delivered = 0
         self._round_end = 0
@@ -155,12 +157,15 @@ class Pipe:
         if self._quiet_since is None:
             self._quiet_since = now
         self._marks.clear()
+        self._sends.clear()
 
     def _learn(self, now: float, below: Below) -> None:
         acked = below.delivered - self._delivered
         self._delivered = max(below.delivered, self._delivered)
         if not self._marks:
             self._marks.append((now, self._delivered))
+        if self._is_always:
+            self._sends.append((now, self._delivered + below.inflight))
         if acked <= 0 or below.rtt_s <= 0.0:
             return
         is_round = below.delivered >= self._round_end
@@ -194,6 +199,21 @@ class Pipe:
             marks.popleft()
         then, delivered = marks[0]
         marks.append((now, self._delivered))
-        if now - then < span:
+        took = now - then
+        if took < span:
             return None
-        return (self._delivered - delivered) / (now - then)
+        if self._is_always:
+            took = max(took, self._sending_s(delivered, self._delivered))
+        return (self._delivered - delivered) / took
+
+    def _sending_s(self, start: int, end: int) -> float:
+        """How long it took to send these bytes.
+
+        Where our own loop takes acknowledgements, many at once when it is late, that is the better measure
+        (Cheng et al., draft-cheng-iccrg-delivery-rate-estimation).
+        """
+        sends = self._sends
+        while len(sends) > 1 and sends[1][1] <= start:
+            sends.popleft()
+        first = sends[0][0]
+        return next((at for at, sent in sends if sent >= end), first) - first
