@@ -42,6 +42,46 @@ def fallen(controller):
     return f"{got / (BEST * 10 * MBIT):.0%}, {statistics.median(line.forth.delays) * 1e3:.0f} ms"
 
 
+def changed(controller, after=2.0, **change):
+    """Something of the path changes: the goodput's share of what there is now, two seconds later."""
+    line = Line(Conditions(20 * MBIT, 0.05), controller, seed=1)
+    line.fill()
+    line.clock.run(5.0)
+    for name, value in change.items():
+        setattr(line.forth.now_is, name, value)
+        if name == "rtt_s":
+            line.back.now_is.rtt_s = value
+    line.clock.run(5.0 + after)
+    line.forth.delays.clear()
+    got = line.goodput(5.0 + after, 8.0 + after)
+    delay = statistics.median(line.forth.delays) * 1e3
+    return f"{got / (BEST * line.forth.now_is.rate):.0%}, {delay:.0f} ms"
+
+
+def first_second(controller, loss):
+    """Goodput of the first two seconds, as a share of what the path can deliver."""
+    line = Line(Conditions(100 * MBIT, 0.1, loss=loss), controller, seed=1)
+    line.fill()
+    seconds = [line.goodput(at, at + 1.0) / (BEST * 100 * MBIT * (1 - loss)) for at in (0.0, 1.0)]
+    return ", ".join(f"{share:.0%}" for share in seconds)
+
+
+def both(controller, queue, rate=20 * MBIT, rtt=0.05):
+    """The share of the first of two flows of ours, and the queue's median delay."""
+    path = Conditions(rate, rtt, int(queue * rate * rtt))
+    line = Line(path, controller, seed=1)
+    other = Line(path, controller, seed=2, clock=line.clock, forth=line.forth)
+    line.fill()
+    line.clock.at(3.0, other.fill)
+    line.clock.run(15.0)
+    line.forth.delays.clear()
+    before = other.sink.got
+    first = line.goodput(15.0, 30.0)
+    second = (other.sink.got - before) / 15.0
+    delay = statistics.median(line.forth.delays) * 1e3
+    return f"{first / (first + second):.0%}, {delay:.0f} ms"
+
+
 def beside(controller, queue, rate=20 * MBIT, rtt=0.05):
     """Its share of a bottleneck with one TCP flow (CUBIC), and the queue's median delay."""
     line = Line(Conditions(rate, rtt, int(queue * rate * rtt)), controller, seed=1)
@@ -67,9 +107,16 @@ ROWS = {
     "a queue of 1 s": lambda c: alone(c, queue=12_500_000),
     "jitter of 30 ms": lambda c: alone(c, jitter_s=0.03),
     "rate falls by ten": fallen,
+    "rate rises by five": lambda c: changed(c, rate=100 * MBIT),
+    "round trip three times as long": lambda c: changed(c, rtt_s=0.15),
+    "first and second second": lambda c: first_second(c, 0.0),
+    "the same, 1 % loss": lambda c: first_second(c, 0.01),
     "beside TCP, queue of half a round trip": lambda c: beside(c, 0.5),
     "beside TCP, queue of one": lambda c: beside(c, 1.0),
     "beside TCP, queue of four": lambda c: beside(c, 4.0),
+    "two of them, queue of half a round trip": lambda c: both(c, 0.5),
+    "two of them, queue of one": lambda c: both(c, 1.0),
+    "two of them, queue of four": lambda c: both(c, 4.0),
 }
 
 

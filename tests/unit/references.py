@@ -1,6 +1,6 @@
 """Other published controllers, for comparison only, and a TCP flow that shares a bottleneck.
 
-`Cubic` is RFC 9438 (with the reduction of RFC 8312's beta), `Copa` is Arun and Balakrishnan, "Copa: Practical
+`Cubic` is RFC 9438, `Copa` is Arun and Balakrishnan, "Copa: Practical
 Delay-Based Congestion Control for the Internet", NSDI 2018, default mode and its competitive one. Both
 implement `uservpn.tunnel.congestion.Controller`, so that they run in the shipped tunnel.
 """
@@ -9,55 +9,38 @@ from __future__ import annotations
 
 from collections import deque
 
+from uservpn.tunnel.congestion import Sample
+from uservpn.tunnel.cubic import CubicWindow
+
 MESSAGE = 1400
 START = 32 * MESSAGE
 
 
 class Cubic:
-    """Loss-based: W(t) = C (t - K)^3 + W_max, reduced by 0.7 once in a round with loss."""
+    """Loss-based: the shipped window (`uservpn.tunnel.cubic`) as a controller, with TCP's slow start."""
 
-    C = 0.4
-    BETA = 0.7
     is_starting = False
 
-    def __init__(self) -> None:
-        self.window = START
+    def __init__(self, size: float = START, message: int = MESSAGE) -> None:
+        self._cubic = CubicWindow(size, message)
+        self.window = int(size)
         self.pace = 1e9
-        self._threshold = float("inf")
-        self._top = 0.0
-        self._began: float | None = None
         self._rtt = 0.1
-        self._reduced_until = 0
-        self._exact = float(START)
-        self._acked = 0
+        self._reduced_until = 0.0
 
     def on_sample(self, sample) -> None:
         if sample.rtt_s is not None:
             self._rtt = sample.rtt_s
-        self._acked += sample.acked
         if sample.lost and sample.now >= self._reduced_until:
             self._reduced_until = sample.now + self._rtt
-            self._top = self._exact
-            self._exact = max(2 * MESSAGE, self._exact * self.BETA)
-            self._threshold = self._exact
-            self._began = None
-        elif self._exact < self._threshold:
-            self._exact += sample.acked
+            self._cubic.reduce()
         elif not sample.is_limited:
-            if self._began is None:
-                self._began = sample.now
-            top = max(self._top, self._exact) / MESSAGE
-            k = (top * (1 - self.BETA) / self.C) ** (1 / 3)
-            target = self.C * (sample.now - self._began + self._rtt - k) ** 3 + top
-            here = self._exact / MESSAGE
-            step = max(0.0, min(target, 1.5 * here) - here) / here
-            reno = 3 * (1 - self.BETA) / (1 + self.BETA) / here
-            self._exact += max(step, reno) * sample.acked
-        self.window = int(self._exact)
-        self.pace = 1.25 * self._exact / self._rtt
+            self._cubic.grow(sample.acked, self._rtt, sample.now)
+        self.window = int(self._cubic.size)
+        self.pace = 1.25 * self.window / self._rtt
 
     def on_silence(self, now: float) -> None:
-        self._exact = self.window = 2 * MESSAGE
+        self._cubic.size = self.window = 2 * MESSAGE
 
     def on_restart(self, now: float) -> None:
         pass
@@ -158,9 +141,10 @@ class TcpFlow:
 
     def __init__(self, clock, bottleneck, rtt_s: float) -> None:
         self.clock, self.bottleneck, self.rtt_s = clock, bottleneck, rtt_s
-        self.cubic = Cubic()
-        self.cubic._exact = self.cubic.window = 10 * self.SIZE
+        self.cubic = Cubic(10 * self.SIZE, self.SIZE)
         self.got = 0
+        self.is_over = False
+        """Set to end it: nothing more leaves."""
         self._inflight = 0
         self._next = 0
         self._acked = 0
@@ -172,7 +156,7 @@ class TcpFlow:
         self._send()
 
     def _send(self) -> None:
-        while self._inflight + self.SIZE <= self.cubic.window:
+        while not self.is_over and self._inflight + self.SIZE <= self.cubic.window:
             number = self._next
             self._next += 1
             self._inflight += self.SIZE
@@ -185,8 +169,6 @@ class TcpFlow:
         self.clock.at(self.clock.now + self.rtt_s / 2, lambda: self._confirmed(number))
 
     def _confirmed(self, number: int) -> None:
-        from uservpn.tunnel.congestion import Sample
-
         sent_at = self._sent_at.pop(number, None)
         if sent_at is None:
             return

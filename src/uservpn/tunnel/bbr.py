@@ -13,33 +13,71 @@ Three things differ; docs/congestion.md has the measurements behind them:
 - While a queue stands (round trips far above the shortest) the rate is believed for RATE_ROUNDS_QUEUED
   rounds instead of RATE_ROUNDS: a path whose rate fell by ten is followed within a few round trips.
 - To see the empty path again it halves what is on it (as BBRv2 does) instead of cutting to 4 messages.
+- Flows that share a path end up with equal rates: their windows have a part that grows with the root of the
+  rate only. A round that lost messages while a queue stood shrinks all that goes beyond 1.0 (as BBRv2 does).
+- Where the queue stands round after round although no more than 1.25 rates times round trips of ours are on
+  the path, it is somebody else's. Then it *competes*: its window is CUBIC's (tunnel/cubic.py) where that is
+  larger. Every RIVAL_ROUNDS rounds, best right after a loss (when others shrink, too), it lets its share of
+  the queue run off: if nothing of the queue is left then, there is no rival any more. The idea of two modes
+  is Copa's (Arun and Balakrishnan, NSDI 2018) and Nimbus's (Goyal et al., SIGCOMM 2022).
 """
 
 from __future__ import annotations
 
 import enum
+import math
 from typing import Final
 
 from uservpn.tunnel.congestion import Sample
+from uservpn.tunnel.cubic import CubicWindow
 from uservpn.tunnel.rates import Lowest, RateFilter
 
+MESSAGE: Final = 1400
 START_GAIN: Final = 2.77
 CYCLE: Final = (1.25, 0.75, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
 WINDOW_GAIN: Final = 1.25
 GROWTH: Final = 1.25
 START_ROUNDS: Final = 3
+START_LOSS: Final = 0.15
+"""In start-up, more loss than this and twice the lowest so far is our own: a tiny queue is full."""
+RISE: Final = 1.05
+"""When a phase that tried more got so much more, the next one follows at once."""
 RATE_ROUNDS: Final = 10
 RATE_ROUNDS_QUEUED: Final = 3
 QUEUED_GAIN: Final = 1.5
 QUEUED_S: Final = 0.010
 LOSS_ROUNDS: Final = 16
-LOSS_MAX: Final = 0.20
+LOSS_BLOCK: Final = 64 * MESSAGE
+"""Rounds count together until so much was sent in them: the lowest of small counts is always near nothing."""
+LOSS_MAX: Final = 0.40
 """More random loss than this is not made up for."""
-RTT_WINDOW_S: Final = 10.0
+SPARE_MIN: Final = 0.1
+SPARE_CUT: Final = 0.7
+SPARE_STEP: Final = 1 / 32
+"""The share of what goes beyond 1.0 rates times round trips: so much of it is left after a round in which a
+queue got full, and so much comes back with every other round."""
+FAIR: Final = 2.0
+"""Messages beyond the model's window, times the root of the window in messages. What each flow has beyond its
+share must not be in proportion to its rate, or flows would keep whatever rates they happen to have."""
+RTT_WINDOW_S: Final = 5.0
 PROBE_RTT_S: Final = 0.2
+RIVAL_ROUNDS: Final = 10
+"""A queue that stands for so many rounds, one whole cycle among them, is somebody else's."""
+TEST_ROUNDS: Final = 16
+TEST_ROUNDS_LOSS: Final = 4
+"""Rounds of competing until it is tested whether the rival is still there; fewer when something got lost."""
+DRAINED_GAIN: Final = 1.25
+DRAINED_S: Final = 0.005
+"""A round trip that is no longer than so many of the shortest ones, and this, saw no queue."""
+SAME_GAIN: Final = 1.02
+SAME_S: Final = 0.001
+SAME_COUNT: Final = 3
+"""So many tests in a row with the same shortest round trip: no rival, the path itself has become longer."""
+COMPETE_START: Final = 0.25
+"""Until the first loss the window grows by so much of what is confirmed."""
+COMPETE_PACE: Final = 1.25
 QUANTUM_S: Final = 0.005
 """Bursts, and reports that tell of many messages at once, need so much beyond the model's window."""
-MESSAGE: Final = 1400
 WINDOW_START: Final = 32 * MESSAGE
 WINDOW_MIN: Final = 4 * MESSAGE
 PACE_MIN: Final = 2.0 * MESSAGE / 0.1
@@ -52,6 +90,8 @@ class State(enum.Enum):
     DRAIN = enum.auto()
     CYCLE = enum.auto()
     PROBE_RTT = enum.auto()
+    COMPETE = enum.auto()
+    TEST = enum.auto()
 
 
 class Bbr:
@@ -74,8 +114,21 @@ class Bbr:
         self._full_rounds = 0
         self._phase = 0
         self._phase_at = 0.0
+        self._tried_rate = 1e18
         self._probe_until: float | None = None
         self._is_silent = False
+        self._last_total = 0
+        self._block_lost = 0
+        self._block_total = 0
+        self._queued_rounds = 0
+        self._spare = 1.0
+        self._queue_lost = 0
+        self._cubic: CubicWindow | None = None
+        self._compete_rounds = 0
+        self._test_at = 0.0
+        self._test_rtt_s = 1e9
+        self._drained_at: float | None = None
+        self._tests: list[float] = []
 
     @property
     def is_starting(self) -> bool:
@@ -100,6 +153,8 @@ class Bbr:
         now = sample.now
         self._round_acked += sample.acked
         self._round_lost += sample.lost
+        if sample.rtt_s is not None and not self._is_drained(sample.rtt_s):
+            self._queue_lost += sample.lost
         if sample.rtt_s is not None:
             self._round_rtt_s = min(self._round_rtt_s, sample.rtt_s)
             self._note_rtt(sample.rtt_s, now)
@@ -113,8 +168,12 @@ class Bbr:
             self._enter_cycle(2, now)
         if self.state is State.CYCLE:
             self._follow_cycle(sample)
+        if self.state is State.COMPETE:
+            self._compete(sample)
+        elif self.state is State.TEST:
+            self._test(sample)
         self._follow_probe_rtt(sample)
-        self._set()
+        self._set(sample)
 
     def on_silence(self, now: float) -> None:
         """No report comes any more."""
@@ -138,29 +197,120 @@ class Bbr:
 
     def _end_round(self, sample: Sample) -> None:
         self._round += 1
-        total = self._round_acked + self._round_lost
-        if total > 8 * MESSAGE:
-            self._losses.add(self._round_lost / total)
+        lost = self._round_lost
+        total = self._round_acked + lost
+        self._block_lost += self._round_lost
+        self._block_total += total
+        if self._block_total >= LOSS_BLOCK:
+            self._losses.add(self._block_lost / self._block_total)
+            self._block_lost = self._block_total = 0
         rtt_min = self.rtt_min_s or self._round_rtt_s
         self._is_queued = self._round_rtt_s > QUEUED_GAIN * rtt_min + QUEUED_S
+        is_congested = self._queue_lost > 2.0 * self.loss * total
+        self._queue_lost = 0
+        if self.state is State.CYCLE:
+            if is_congested:
+                self._spare = max(SPARE_MIN, self._spare * SPARE_CUT)
+            else:
+                self._spare = min(1.0, self._spare + SPARE_STEP)
+        if self.state is State.COMPETE:
+            self._end_compete_round(sample)
         self._round_acked = self._round_lost = 0
         self._round_rtt_s = 1e9
-        if (
-            self.state is State.CYCLE
-        ):  # what is measured while a queue runs off is no rate of the path
+        if self.state is State.CYCLE:  # while a queue runs off no rate of the path is measured
             self._rates.forget(
                 self._round - (RATE_ROUNDS_QUEUED if self._is_queued else RATE_ROUNDS)
             )
-        if self.state is State.START and not sample.is_limited:
-            if self.rate >= GROWTH * self._full_rate:
+            self._queued_rounds = self._queued_rounds + 1 if self._is_queued else 0
+            if self._queued_rounds >= RIVAL_ROUNDS:
+                self._enter_compete()
+        elif self.state is State.COMPETE or self.state is State.TEST:
+            self._rates.forget(self._round - RATE_ROUNDS)
+        if self.state is State.START:
+            # what a large flight lost is found out when little of it is left to be confirmed
+            self._end_start_round(sample, lost / max(total, self._last_total, 1))
+        self._last_total = total
+
+    def _end_start_round(self, sample: Sample, loss: float) -> None:
+        """A standing queue, much more loss than before, a rate that no longer grows: the path is full."""
+        if self._is_queued or (self._losses.count > 1 and loss > START_LOSS + 2.0 * self.loss):
+            self._full_rounds = START_ROUNDS
+        elif not sample.is_limited:
+            # what gets lost anyhow is missing in the growth as well
+            growth = 1.0 + (GROWTH - 1.0) * (1.0 - 2.0 * self.loss)
+            if self.rate >= growth * self._full_rate:
                 self._full_rate = self.rate
                 self._full_rounds = 0
             else:
-                self._full_rounds += 3 if self._is_queued else 1
+                self._full_rounds += 1
+
+    # --- beside a rival --------------------------------------------------------------------------
+
+    def _enter_compete(self) -> None:
+        if self._cubic is None:
+            self._cubic = CubicWindow(self.window, MESSAGE, COMPETE_START)
+        self.state = State.COMPETE
+        self._compete_rounds = 0
+
+    def _compete(self, sample: Sample) -> None:
+        assert self._cubic is not None
+        if not sample.is_limited:
+            self._cubic.grow(sample.acked, sample.rtt_s or self.rtt_min_s or 0.1, sample.now)
+
+    def _end_compete_round(self, sample: Sample) -> None:
+        assert self._cubic is not None
+        self._compete_rounds += 1
+        total = self._round_acked + self._round_lost
+        # loss that is there whatever is sent tells nothing of the queue
+        is_lost = self._round_lost > 2.0 * self.loss * total
+        if is_lost:
+            self._cubic.reduce()
+        if self._is_drained(self._round_rtt_s):
+            self._end_compete(sample.now)
+        elif self._compete_rounds >= (TEST_ROUNDS_LOSS if is_lost else TEST_ROUNDS):
+            self.state = State.TEST
+            self._test_at = sample.now
+            self._test_rtt_s = 1e9
+            self._drained_at = None
+
+    def _test(self, sample: Sample) -> None:
+        """Our share of the queue runs off, and one round trip more shows what is left of it."""
+        now = sample.now
+        rtt = sample.rtt_s or self.rtt_min_s or 0.1
+        self._test_rtt_s = min(self._test_rtt_s, rtt)
+        if self._drained_at is None and sample.inflight <= self._product(1.05):
+            self._drained_at = now
+        is_over = self._drained_at is not None and now > self._drained_at + rtt
+        if self._is_drained(self._test_rtt_s):
+            self._end_compete(now)
+        elif is_over or now > self._test_at + 4.0 * rtt:
+            self._tests = [*self._tests[1 - SAME_COUNT :], self._test_rtt_s]
+            if (
+                len(self._tests) == SAME_COUNT
+                and max(self._tests) <= SAME_GAIN * min(self._tests) + SAME_S
+            ):
+                self.rtt_min_s = min(self._tests)
+                self._rtt_min_at = now
+                self._end_compete(now)
+            else:
+                self._enter_compete()
+
+    def _end_compete(self, now: float) -> None:
+        self._cubic = None
+        self._tests.clear()
+        self._queued_rounds = 0
+        self._enter_cycle(2, now)
+
+    def _is_drained(self, rtt_s: float) -> bool:
+        return rtt_s <= DRAINED_GAIN * (self.rtt_min_s or 0.1) + DRAINED_S
+
+    # --- the cycle -------------------------------------------------------------------------------
 
     def _enter_cycle(self, phase: int, now: float) -> None:
         self.state = State.CYCLE
         self._phase = phase
+        if phase == 0:
+            self._tried_rate = self.rate
         self._phase_at = now
 
     def _follow_cycle(self, sample: Sample) -> None:
@@ -174,6 +324,9 @@ class Bbr:
             is_over = elapsed > rtt or sample.inflight <= self._product(1.0)
         else:
             is_over = elapsed > rtt
+        if gain <= 1.0 and self.rate > RISE * self._tried_rate and not self._is_queued:
+            self._enter_cycle(0, sample.now)  # the path takes more and more: go on
+            return
         if is_over:
             self._enter_cycle((self._phase + 1) % len(CYCLE), sample.now)
 
@@ -193,7 +346,7 @@ class Bbr:
         """`gain` times rate times shortest round trip, with what is lost on the way."""
         return gain * self.rate * (self.rtt_min_s or 0.1) / (1.0 - self.loss)
 
-    def _set(self) -> None:
+    def _set(self, sample: Sample) -> None:
         rate = self.rate
         if not rate or self.rtt_min_s is None:
             return
@@ -202,13 +355,24 @@ class Bbr:
         elif self.state is State.DRAIN:
             pace_gain, window_gain = 1 / START_GAIN, 1.0
         elif self.state is State.PROBE_RTT:
-            pace_gain, window_gain = 1.0, 0.5
+            pace_gain, window_gain = 0.5, 0.5  # no bursts either: they are queues of their own
+        elif self.state is State.COMPETE:
+            pace_gain, window_gain = 1.0, WINDOW_GAIN
+        elif self.state is State.TEST:
+            pace_gain, window_gain = 1.0, 1.0
         else:
             pace_gain, window_gain = CYCLE[self._phase], WINDOW_GAIN
         pace = pace_gain * rate / (1.0 - self.loss)
         window = self._product(window_gain)
-        if self.state is State.START or self.state is State.CYCLE:
+        if self.state is State.START:
             window += 2 * QUANTUM_S * rate
+        elif self.state is State.CYCLE:
+            base = self._product(1.0)
+            window += 2 * QUANTUM_S * rate + FAIR * math.sqrt(window * MESSAGE)
+            window = base + self._spare * (window - base)
+        if self.state is State.COMPETE and self._cubic is not None:
+            window = max(window, self._cubic.size)
+            pace = max(pace, COMPETE_PACE * window / (sample.rtt_s or self.rtt_min_s))
         if self.state is State.START:
             pace = max(pace, START_GAIN * WINDOW_START / max(self.rtt_min_s, 0.001))
             window = max(window, WINDOW_START)

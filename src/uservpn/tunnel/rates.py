@@ -43,6 +43,11 @@ class Lowest:
         self._values: deque[float] = deque(maxlen=count)
         self.value = 0.0
 
+    @property
+    def count(self) -> int:
+        """How many values are known."""
+        return len(self._values)
+
     def add(self, value: float) -> None:
         """The newest value."""
         self._values.append(value)
