@@ -10,6 +10,7 @@ import pytest
 from paths import SIZE_MAX, WIRE, Conditions, Line
 from uservpn.errors import Fault
 from uservpn.tunnel.bbr import Bbr
+from uservpn.tunnel.limits import RESEND_TRICKLE
 from uservpn.tunnel.path import Path
 from uservpn.tunnel.tunnel import Tunnel
 from uservpn.types import LinkId
@@ -33,9 +34,18 @@ def test_a_long_path_is_filled_whatever_it_loses(loss, share):
     assert line.path.spurious_count <= 0.01 * line.path.sent_count
 
 
-@pytest.mark.parametrize(("loss", "p95"), [(0.0, 1.5), (0.03, 2.5)])
+@pytest.mark.parametrize(("loss", "share"), [(0.0, 0.85), (0.01, 0.85), (0.03, 0.8)])
+def test_a_path_is_filled_within_two_seconds_also_behind_gaps(loss, share):
+    """The stream's window has to grow while the bytes wait behind the first gaps."""
+    line = Line(Conditions(100 * MBIT, 0.1, loss=loss), seed=3)
+    line.fill()
+    got = line.goodput(1.0, 2.5)
+    assert got >= share * (1 - loss) * BEST * 100 * MBIT
+
+
+@pytest.mark.parametrize(("loss", "p95"), [(0.0, 1.5), (0.03, 1.6), (0.1, 2.0)])
 def test_an_interactive_stream_beside_bulk_hardly_waits(loss, p95):
-    """In round trips: less than half of one more at the median; lost messages come soon."""
+    """In round trips: less than half of one more at the median; small ones leave twice if many get lost."""
     line = Line(Conditions(RATE, 0.1, QUEUE, loss=loss), seed=2)
     line.fill()
     line.ask()
@@ -46,6 +56,10 @@ def test_an_interactive_stream_beside_bulk_hardly_waits(loss, p95):
     assert len(trips) > 100
     assert statistics.median(trips) < 0.15
     assert trips[int(len(trips) * 0.95)] < p95 * 0.1
+    if loss:
+        copied = line.path.copied_count + line.sink.path.copied_count
+        assert copied > 2 * len(trips)  # a question and an answer each
+        assert line.path.spurious_count < 0.1 * len(trips)  # copies are none
 
 
 def test_an_interactive_stream_alone_recovers_without_traffic_behind_it():
@@ -187,3 +201,24 @@ def test_what_is_cut_anew_counts_as_sent():
     messages = tunnel.take_messages(16384, 4096, new, 81.0)
     assert 16384 <= sum(len(payload) for _, payload in messages) <= 16384 + 2 * 65536
     assert tunnel.outbox.resend
+
+
+@pytest.mark.parametrize(("loss", "is_spent"), [(0.3, False), (0.75, True)])
+def test_resends_have_a_budget_that_a_working_path_does_not_feel(loss, is_spent):
+    """Bytes sent again against bytes confirmed; beyond it the path goes on by a trickle, and bulk waits."""
+    line = Line(Conditions(RATE, 0.05, QUEUE), seed=4)
+    line.fill()
+    line.clock.run(1.0)
+    line.path.resend_left = 100_000  # as after a long hole
+    confirmed, sent, resent = line.path.delivered, line.path.sent, line.path.resent_count
+    line.forth.now_is.loss = loss
+    line.clock.run(6.0)
+    path = line.path
+    assert (path.resend_waits > 0) == is_spent
+    if is_spent:
+        assert path.resend_waits <= 5.0 / 0.05 + 1
+        spent = 100_000 + (path.delivered - confirmed) + path.resend_waits * RESEND_TRICKLE
+        assert (path.resent_count - resent) * SIZE_MAX <= 1.05 * spent  # no message is longer
+        assert path.sent - sent < 0.5 * 5.0 * RATE
+    line.forth.now_is.loss = 0.0
+    assert line.goodput(8.0, 9.0) >= 0.8 * BEST * RATE  # and recovers

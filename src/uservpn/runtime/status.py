@@ -197,6 +197,8 @@ def _path(path: Path | None) -> dict[str, Any]:
         "delivered_bytes": path.delivered,
         "resent": path.resent_count,
         "spurious": path.spurious_count,
+        "copied": path.copied_count,
+        "resend_waits": path.resend_waits,
         "lost": path.lost_count,
         "rate_mbit": round(path.rate * 8e-6, 2),
         "first_second_bytes": path.first_second,

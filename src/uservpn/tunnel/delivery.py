@@ -6,6 +6,7 @@ from heapq import heappop, heappush
 
 from uservpn.errors import PeerFault
 from uservpn.tunnel import limits
+from uservpn.tunnel.credit import Credit
 from uservpn.tunnel.events import Data, Finished
 from uservpn.tunnel.stream import Stream
 from uservpn.tunnel.streams import StreamTable
@@ -15,8 +16,9 @@ from uservpn.types import Buffer
 class Delivery:
     """Puts the pieces of streams in order. What a stream holds is bounded by its window (HELD_FACTOR)."""
 
-    def __init__(self, table: StreamTable) -> None:
+    def __init__(self, table: StreamTable, credit: Credit) -> None:
         self._table = table
+        self._credit = credit
 
     def deliver(self, stream: Stream, offset: int, chunk: Buffer) -> None:
         """Bytes of a stream came, from `offset` on.
@@ -92,3 +94,4 @@ class Delivery:
         stream.held_size = size
         small = len(chunk) <= limits.SMALL_CHUNK  # would keep its whole message
         held[offset] = bytes(chunk) if small else chunk
+        self._credit.held(stream)

@@ -27,6 +27,14 @@ FRESH_SIZE: Final = 64 * KIB
 """A stream is "new or interactive", and goes ahead, until it has sent this much without a pause."""
 FRESH_EXTRA: Final = 16 * KIB
 """On a path with congestion control they may exceed its window and pace by so much: they do not wait."""
+COPY_SIZE: Final = 512
+COPY_LOSS: Final = 0.01
+"""Control and interactive messages up to this size leave twice on a path that loses more than this share."""
+RESEND_SHARE: Final = 1.0
+RESEND_BURST: Final = 8 * MIB
+RESEND_TRICKLE: Final = 4 * 1408
+"""Budget of one path: bytes sent again for each byte confirmed on it, and so many ahead. Half of all may get
+lost before it is used up; then bulk waits, and resends go on by the trickle a round trip."""
 SMALL_CHUNK: Final = 8 * KIB
 """Chunks up to this size are joined into one message with others."""
 CONTROL_MAX: Final = 1 << 16

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
+from typing import Final
 
 from uservpn.errors import PeerFault
 from uservpn.kit.ranges import RangeSet
@@ -22,6 +23,9 @@ from uservpn.wire import frames
 
 SEQ_SIZE = frames.SEQ.size
 _SLABS_KEPT = 64
+COPY_ROUNDS: Final = 2
+COPY_TIME_S: Final = 0.05
+"""A copy shows as a duplicate within so many round trips, and what the sink waits with its report."""
 
 
 class Slab:
@@ -60,6 +64,8 @@ class Outbox:
         self._moved: dict[int, Flight] = {}
         self._wanted = 0
         self._duplicates = 0
+        self._copies: deque[tuple[float, int, Path]] = deque()
+        """Copies sent before any loss: until when they may show as duplicates, size, path."""
 
     # --- sending ---------------------------------------------------------------------------------
 
@@ -76,11 +82,12 @@ class Outbox:
         path.sends(flight, size, slab.left, now)
 
     def take_resends(self, room: int, size_max: int, path: Path, now: float) -> list[Buffer]:
-        """Messages to send again over `path`, while `room` bytes last; what they are cut into counts."""
+        """Messages to send again over `path`, while `room` and its budget last; what is cut anew counts."""
         seqs: list[int] = []
         out: list[Buffer] = []
         size = cut = 0
         resend = self.resend
+        room = min(room, path.resend_room(now))
         while resend and size + cut < room:
             seq = resend.popleft()
             slab, index = self._find(seq)
@@ -101,9 +108,15 @@ class Outbox:
             for seq in seqs:
                 self._moved[seq] = flight
             path.sends(flight, size, len(seqs), now)
-            path.resends(len(seqs), now)
+            path.resends(len(seqs), size, now)
             self.resent_count += len(seqs)
         return out
+
+    def copied(self, payloads: list[Buffer], path: Path, now: float) -> None:
+        """These new messages leave a second time, so that the loss of one costs nobody a round trip."""
+        path.copies(len(payloads), sum(map(len, payloads)))
+        until = now + COPY_ROUNDS * (path.rtt_s or path.rtt_min_s) + COPY_TIME_S
+        self._copies.extend((until, len(payload), path) for payload in payloads)
 
     def drop_payloads(self) -> None:
         """Of what is kept only the sequences stay: nobody waits for the bytes."""
@@ -166,8 +179,12 @@ class Outbox:
     def report_over(self, held_s: float, duplicates: int, now: float) -> None:
         """A report was read to its end: what it proves lost is queued to be sent again."""
         again = (duplicates - self._duplicates) & 0xFFFFFFFF
-        if 0 < again < 1 << 31:
-            self._duplicates = duplicates
+        if again >= 1 << 31:
+            again = 0  # an old report
+        if again or self._copies:
+            self._duplicates += again
+            again = self._without_copies(again, now)
+        if again:
             self.spurious_count = min(self.spurious_count + again, self.resent_count)
             for path in self.paths:
                 path.spurious(again, now)
@@ -193,6 +210,18 @@ class Outbox:
                 self._queue_lost(path, now)
 
     # --- inside ----------------------------------------------------------------------------------
+
+    def _without_copies(self, again: int, now: float) -> int:
+        """Of so many duplicates, those that no copy explains."""
+        copies = self._copies
+        while copies and copies[0][0] < now:
+            _, size, path = copies.popleft()
+            path.copy_over(size, False)
+        while copies and again:
+            _, size, path = copies.popleft()
+            path.copy_over(size, True)
+            again -= 1
+        return again
 
     def _find(self, seq: int) -> tuple[Slab | None, int]:
         index = bisect_right(self._starts, seq) - 1

@@ -21,7 +21,16 @@ from collections import deque
 from typing import Final
 
 from uservpn.tunnel.congestion import Controller, Sample
-from uservpn.tunnel.limits import ACK_DELAY_LOSSY_S, ASK_DELAY_MAX_S, ASK_DELAY_S, FAR_RTT_S
+from uservpn.tunnel.limits import (
+    ACK_DELAY_LOSSY_S,
+    ASK_DELAY_MAX_S,
+    ASK_DELAY_S,
+    COPY_LOSS,
+    FAR_RTT_S,
+    RESEND_BURST,
+    RESEND_SHARE,
+    RESEND_TRICKLE,
+)
 from uservpn.types import LinkId
 
 BURST_S: Final = 0.002
@@ -117,6 +126,13 @@ class Path:
         self.sent_count = 0
         self.resent_count = 0
         self.spurious_count = 0
+        self.copied_count = 0
+        self.resend_left: float = RESEND_BURST
+        """Bytes that may be sent again now."""
+        self.resend_at: float | None = None
+        """When resends that wait for their budget go on."""
+        self.resend_waits = 0
+        """Round trips in which resends had to wait for it."""
         self.lost_count = 0
         """Messages found lost."""
         self.loss = 0.0
@@ -142,6 +158,7 @@ class Path:
         """The latest delivery rate, bytes/s."""
         self.first_second = 0
         """Bytes that came in the first second of the latest burst of traffic (or a little more)."""
+        self._may_trickle = False
         self._began_at: float | None = None
         self._began = 0
         self._rtt_var_s = 0.0
@@ -178,6 +195,11 @@ class Path:
             and self.inflight > 0
             and any(flight.size > 0 and flight.sent_at > self._left_at for flight in self.flights)
         )
+
+    @property
+    def is_copied(self) -> bool:
+        """Does it lose so much that small messages that somebody waits for leave twice?"""
+        return self.is_lossy and self.loss > COPY_LOSS
 
     @property
     def is_asked(self) -> bool:
@@ -222,10 +244,25 @@ class Path:
         return self._pace_at - BURST_S / 2
 
     def next_deadline(self) -> float | None:
-        """When a probe or a loss falls due."""
-        if self.loss_at is None or (self.probe_at is not None and self.probe_at < self.loss_at):
-            return self.probe_at
-        return self.loss_at
+        """When a probe or a loss falls due, or resends that wait for their budget."""
+        due = self.probe_at
+        if due is None or (self.loss_at is not None and self.loss_at < due):
+            due = self.loss_at
+        if due is None or (self.resend_at is not None and self.resend_at < due):
+            due = self.resend_at
+        return due
+
+    def resend_room(self, now: float) -> int:
+        """Bytes that may be sent again now; when it is used up, a trickle each round trip."""
+        if self.resend_left > 0:
+            return int(self.resend_left)
+        if self._may_trickle:
+            self._may_trickle = False
+            return RESEND_TRICKLE
+        if self.resend_at is None:
+            self.resend_at = now + (self.rtt_s or RTT_START_S)
+            self.resend_waits += 1
+        return 0
 
     def reorder_s(self) -> float:
         """How long a message that was overtaken may still come."""
@@ -286,6 +323,9 @@ class Path:
         if self.probe_at is not None and now >= self.probe_at:
             self.is_probe_due = True
             self.probe_at = None
+        if self.resend_at is not None and now >= self.resend_at:
+            self._may_trickle = True
+            self.resend_at = None
 
     def probed(self, now: float) -> None:
         """A message leaves because no report came."""
@@ -346,6 +386,7 @@ class Path:
             self._measure(sample_s)
         rate = self._delivery_rate(flight, now)
         self._round_acked += self._acked
+        self.resend_left = min(self.resend_left + RESEND_SHARE * self._acked, RESEND_BURST)
         if is_round:
             self._end_round()
         if self._began_at is not None and now >= self._began_at + 1.0:
@@ -411,9 +452,25 @@ class Path:
         """What is on it is resent over another one as soon as the sink says what it misses."""
         self._left_at = now
 
-    def resends(self, count: int, now: float) -> None:
+    def copies(self, count: int, size: int) -> None:
+        """So many messages that have just left leave once more; nobody waits for these."""
+        self.copied_count += count
+        self.sent += size
+        self.sent_count += count
+        if self.controller is not None:
+            self._pace_at += size / self.controller.pace
+
+    def copy_over(self, size: int, is_twice: bool) -> None:
+        """Of a message that left twice both came, or one of them is lost without being missed."""
+        if is_twice:
+            self._round_acked += size
+        else:
+            self._round_lost += size
+
+    def resends(self, count: int, size: int, now: float) -> None:
         """So many messages that were lost leave again over this path."""
         self.resent_count += count
+        self.resend_left = max(0.0, self.resend_left - size)
         self._resent_at = now
 
     def spurious(self, count: int, now: float) -> None:

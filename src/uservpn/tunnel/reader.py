@@ -11,6 +11,7 @@ from uservpn.errors import Fault, PeerFault
 from uservpn.kit.series import alike, unpacked
 from uservpn.kit.slots import Slots
 from uservpn.tunnel import limits
+from uservpn.tunnel.credit import Credit
 from uservpn.tunnel.delivery import Delivery
 from uservpn.tunnel.events import Offered, Opened, Reset
 from uservpn.tunnel.inbox import Inbox
@@ -28,12 +29,14 @@ _FAULTS: Final = {int(fault): fault for fault in Fault}
 class Reader:
     """Reads the frames of genuine messages. What breaks the protocol raises PeerFault."""
 
-    def __init__(self, table: StreamTable, lanes: Lanes, outbox: Outbox, inbox: Inbox) -> None:
+    def __init__(
+        self, table: StreamTable, lanes: Lanes, credit: Credit, outbox: Outbox, inbox: Inbox
+    ) -> None:
         self._table = table
         self._lanes = lanes
         self._outbox = outbox
         self._inbox = inbox
-        self._delivery = Delivery(table)
+        self._delivery = Delivery(table, credit)
 
     def read(self, payload: bytes, position: int, now: float) -> None:
         """The frames of one message, from `position` on.

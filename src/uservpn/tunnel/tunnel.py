@@ -12,7 +12,7 @@ A tunnel is bound to both nodes' boots; a node that restarted gets a new one, an
 one ends. Sans-I/O: time comes in as `now` (monotonic seconds), messages and events are taken as lists.
 
 This is the door: which streams there are is in tunnel/streams.py, what waits to be sent in lanes.py, what the
-peer's frames say in reader.py, and bytes are put in order in delivery.py.
+peer's frames say in reader.py; bytes are put in order in delivery.py, credit is granted in credit.py.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from typing import Final
 from uservpn.errors import Fault, PeerFault, StreamFault
 from uservpn.kit.slots import Slots
 from uservpn.tunnel import limits
+from uservpn.tunnel.credit import Credit
 from uservpn.tunnel.events import Event, Reset
 from uservpn.tunnel.inbox import Inbox
 from uservpn.tunnel.lanes import SEQ_SIZE, Lanes
@@ -63,10 +64,13 @@ class Tunnel:
         self._table = StreamTable(me, peer)
         self.streams = self._table.by_id
         self._lanes = Lanes(self._table, self.outbox, random_below)
-        self._reader = Reader(self._table, self._lanes, self.outbox, self.inbox)
+        credit = Credit(self._table, self._lanes, self.inbox)
+        self._reader = Reader(self._table, self._lanes, credit, self.outbox, self.inbox)
         self._ask_due = False
         self.write: Final = self._lanes.write
         """Queues a stream's chunk, see there; bound here because it is called for each chunk."""
+        self.consumed: Final = credit.consumed
+        """Bytes have gone on: gives credit back, see there."""
 
     @property
     def opened_count(self) -> int:
@@ -144,31 +148,6 @@ class Tunnel:
         for stream in list(self.streams.values()):
             self.fail(stream, fault)
         self.outbox.drop_payloads()
-
-    def consumed(self, stream: Stream, size: int, now: float) -> None:
-        """`size` delivered bytes have gone on: gives credit back, in large steps."""
-        stream.consumed += size
-        if stream.is_over or stream.recv_done:
-            return
-        window = stream.recv_window
-        step = window >> 1
-        if step > limits.CREDIT_STEP:
-            step = max(window >> 3, limits.CREDIT_STEP)
-        if stream.recv_limit - stream.consumed > window - step:
-            return
-        rounds = limits.CREDIT_ROUNDS * step / window
-        if (
-            (now - stream.granted_at < rounds * self.rtt_s or stream.recv_span > window >> 2)
-            and window < limits.WINDOW_MAX
-            and self._table.window_sum < limits.WINDOW_SUM_MAX
-        ):
-            self._table.widen(stream, 2 * window)
-        stream.granted_at = now
-        stream.recv_span = 0
-        stream.recv_limit = stream.consumed + stream.recv_window
-        self._lanes.control.append(
-            frames.CREDIT_FRAME.pack(frames.CREDIT, stream.id, stream.recv_limit)
-        )
 
     def abort(self, fault: Fault) -> None:
         """Every stream ends here and now; nothing is sent. The tunnel is not used again."""
@@ -313,8 +292,13 @@ class Tunnel:
         if self.inbox.is_due and lanes in (ALL_LANES, REPORT_ONLY, FIRST_ONLY):
             self._take_report(out, size_max, now)
         is_first = lanes in (ALL_LANES, FIRST_ONLY)
+        copies: list[Buffer] = []
         if is_first and (self._lanes.fresh or self._lanes.control or outbox.resend):
             room = self._take_first(out, new, room, size_max, path, now)
+            if path.is_copied:
+                copies = [payload for payload in new if len(payload) <= limits.COPY_SIZE]
+        if is_first and outbox.resend:
+            room = 0  # neither room nor budget is left for what is missing: bulk waits
         if lanes in (ALL_LANES, BULK_ONLY):
             while self._lanes.bulk and room > 0 and outbox.size < limits.CACHE_MAX:
                 room -= self._lanes.take_chunk(self._lanes.bulk, new, room, size_max)
@@ -333,6 +317,9 @@ class Tunnel:
         if new:
             outbox.keep(new, sum(map(len, new)), path, now)
             out += zip(repeat(Kind.DATA), new)
+        if copies:  # behind all that leaves now: losses come in rows
+            outbox.copied(copies, path, now)
+            out += zip(repeat(Kind.DATA), copies)
         path.note_end(is_first and self._lanes.has_data(), now)
         return out
 
