@@ -321,7 +321,7 @@ class Bbr:
             is_over = elapsed > rtt and sample.inflight >= self._product(gain) * 0.95
             is_over = is_over or elapsed > 2.0 * rtt or (elapsed > rtt and sample.is_limited)
         elif gain < 1.0:
-            is_over = elapsed > rtt or sample.inflight <= self._product(1.0)
+            is_over = elapsed > 2.0 * rtt or sample.inflight <= self._product(1.0)
         else:
             is_over = elapsed > rtt
         if gain <= 1.0 and self.rate > RISE * self._tried_rate and not self._is_queued:
