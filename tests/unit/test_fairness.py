@@ -71,18 +71,6 @@ def test_the_queue_is_short_again_soon_after_the_rival_left():
     assert statistics.median(line.forth.delays) < 0.025
 
 
-@pytest.mark.parametrize("loss", [0.0, 0.02])
-def test_a_path_that_became_longer_is_not_taken_for_a_rival_for_long(loss):
-    line = Line(Conditions(RATE, RTT, int(2 * RATE * RTT), loss=loss), seed=1)
-    line.fill()
-    line.clock.run(4.0)
-    line.forth.now_is.rtt_s = line.back.now_is.rtt_s = 3 * RTT
-    line.clock.run(9.0)
-    line.forth.delays.clear()
-    assert line.goodput(9.0, 13.0) >= 0.93 * (1 - loss) * BEST * RATE
-    assert statistics.median(line.forth.delays) < 0.05
-
-
 def test_a_rate_that_rises_by_ten_is_found_within_two_seconds():
     line = Line(Conditions(RATE / 4, RTT, int(2 * RATE * RTT)), seed=1)
     line.fill()
