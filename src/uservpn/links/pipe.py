@@ -73,7 +73,7 @@ class Pipe:
         self.room = 0
         """Bytes that the layer below may get now, if `is_bounding`."""
         self._is_always = is_always
-        self._bbr = Bbr()
+        self._bbr = Bbr(shares=False)
         self._marks: deque[tuple[float, int]] = deque(maxlen=MARKS_MAX)
         """When which sum had been delivered, back to a round trip ago."""
         self._sends: deque[tuple[float, int]] = deque(maxlen=MARKS_MAX)

@@ -68,7 +68,9 @@ class LinkEntry:
         """A path on which nothing was sent yet, with what is known of its round trip."""
         rtt_s = self.state.rtt_s if self.state is not None else None
         self.is_lossy = self.mtu is not None or bool(self.hops)
-        controller = None if self.is_self_bounding and not self.is_lossy else Bbr(rtt_s)
+        controller = (
+            None if self.is_self_bounding and not self.is_lossy else Bbr(rtt_s, self.is_lossy)
+        )
         self.path = Path(link, controller, rtt_s, self.is_lossy)
         if self.mtu is not None:
             self.path.base_size = self.mtu.base - OVERHEAD

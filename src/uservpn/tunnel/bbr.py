@@ -97,7 +97,8 @@ class State(enum.Enum):
 class Bbr:
     """The controller in use: see the module's text. Implements `congestion.Controller`."""
 
-    def __init__(self, rtt_s: float | None = None) -> None:
+    def __init__(self, rtt_s: float | None = None, shares: bool = True) -> None:
+        """`shares` is False where the protocol below sees to equal shares."""
         self.window = WINDOW_START
         self.pace = START_GAIN * WINDOW_START / max(rtt_s or 0.1, 0.001)
         self.state = State.START
@@ -122,6 +123,7 @@ class Bbr:
         self._block_total = 0
         self._queued_rounds = 0
         self._spare = 1.0
+        self._fair = FAIR if shares else 0.0
         self._queue_lost = 0
         self._cubic: CubicWindow | None = None
         self._compete_rounds = 0
@@ -368,7 +370,7 @@ class Bbr:
             window += 2 * QUANTUM_S * rate
         elif self.state is State.CYCLE:
             base = self._product(1.0)
-            window += 2 * QUANTUM_S * rate + FAIR * math.sqrt(window * MESSAGE)
+            window += 2 * QUANTUM_S * rate + self._fair * math.sqrt(window * MESSAGE)
             window = base + self._spare * (window - base)
         if self.state is State.COMPETE and self._cubic is not None:
             window = max(window, self._cubic.size)
