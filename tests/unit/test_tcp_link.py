@@ -288,10 +288,31 @@ def test_the_owner_is_told_that_nothing_is_acknowledged(clock, monkeypatch, info
     bench.transport.written = b""
     held[0] = 50
     clock.pass_on(8.0)
-    assert bench.owner.progress == 1 and len(bench.owner.stalls) == 2
+    assert len(bench.owner.stalls) == 2, "some came through"
     held[0] = 0
     clock.pass_on(1.0)
-    assert bench.owner.progress == 2 and clock.waiting == 0, "and the watch ends"
+    assert not bench.owner.progress, "small messages: whoever has the port acknowledges those"
+    assert clock.waiting == 0, "and the watch ends"
+
+
+def test_acknowledged_bytes_of_a_large_message_are_progress(clock, monkeypatch):
+    """Told each PROGRESS_SIZE; small ones that are all acknowledged do not add up to it."""
+    monkeypatch.setattr("uservpn.links.tcp._writev", None)  # the socket is made up
+    bench = Bench(accepted=False)
+    held = [0]
+    monkeypatch.setattr(TcpLink, "unacknowledged_below", lambda link: held[0])
+    for _ in range(100):
+        bench.link.send([bytes(100)])
+        bench.transport.written = b""
+        clock.pass_on(1.0)
+    assert clock.waiting == 0 and not bench.owner.progress
+    bench.link.send([bytes(10_000)])
+    bench.transport.written = b""
+    told = []
+    for held[0] in (9_000, 7_000, 5_500, 1_500, 0):
+        clock.pass_on(1.0)
+        told.append(bench.owner.progress)
+    assert told == [0, 0, 1, 1, 2]
 
 
 def test_the_limits_are_those_of_the_wire():

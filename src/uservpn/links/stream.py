@@ -33,6 +33,8 @@ WATCH_S: Final = 1.0
 """So often it is looked whether what was sent is acknowledged; where nothing is, ever less often..."""
 WATCH_MAX_S: Final = 8.0
 """...up to this."""
+PROGRESS_SIZE: Final = 4 * KIB
+"""So many acknowledged bytes tell of a large message: small ones are acknowledged by strangers, too."""
 MESSAGE_MAX: Final = 256 * KIB
 BUFFER_START: Final = 64 * KIB
 BUFFER_SIZE: Final = 1024 * KIB
@@ -98,6 +100,7 @@ class StreamLink(asyncio.BufferedProtocol):
         self._watch_timer: asyncio.TimerHandle | None = None
         self._acked = 0
         self._acked_at = 0.0
+        self._progress_from = 0
         self._watch_s = WATCH_S
         self._loop = asyncio.get_running_loop()
         self._is_proven = False
@@ -296,6 +299,7 @@ class StreamLink(asyncio.BufferedProtocol):
         """Bytes were sent."""
         if self._watch_timer is None:
             self._acked_at = self._loop.time()  # all that went before is acknowledged
+            self._progress_from = self._acked
             self._watch_s = WATCH_S
             self._watch_timer = self._loop.call_later(WATCH_S, self._watch)
 
@@ -313,7 +317,9 @@ class StreamLink(asyncio.BufferedProtocol):
         if has_progress:
             self._acked = self.bytes_out - held
             self._acked_at = now
-            self._owner.link_progress(self)
+            if self._acked - self._progress_from >= PROGRESS_SIZE:
+                self._progress_from = self._acked
+                self._owner.link_progress(self)
         elif held and self.is_resending():
             self._owner.link_stalled(self, now - self._acked_at)
 

@@ -10,13 +10,11 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Final
 
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
 _M_ARENA_MAX: Final = -8
-_MADV_DONTNEED: Final = 4
 _KEEP_SIZE: Final = 16 * 1024 * 1024
 
 
@@ -30,32 +28,10 @@ def keep_message_blocks() -> None:
 
 
 def give_back() -> None:
-    """Returns what is no longer needed to the system: after the start, and after what is done seldom.
-
-    That is free memory, and pages of code: of the libraries' 20 MiB most ran at the start only. What is
-    needed again comes back from the page cache, some microseconds for 64 KiB.
-    """
-    malloc_trim, madvise = _glibc("malloc_trim"), _glibc("madvise")
+    """Returns free memory to the system: after the start, and after what is done seldom."""
+    malloc_trim = _glibc("malloc_trim")
     if malloc_trim is not None:
         malloc_trim(0)
-    if madvise is not None:
-        for start, size in _code():
-            madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), _MADV_DONTNEED)
-
-
-def _code() -> list[tuple[int, int]]:
-    """Where code of files is mapped (proc_pid_maps(5)): executable, hence never written to."""
-    try:
-        lines = Path("/proc/self/maps").read_text().splitlines()
-    except OSError:
-        return []
-    found = []
-    for line in lines:
-        place, rights, _, _, inode, *_ = line.split(maxsplit=5)
-        if rights == "r-xp" and inode != "0":
-            start, end = (int(text, 16) for text in place.split("-"))
-            found.append((start, end - start))
-    return found
 
 
 def _glibc(name: str) -> Callable[..., object] | None:
