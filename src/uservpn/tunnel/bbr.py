@@ -207,7 +207,8 @@ class Bbr:
             self._losses.add(self._block_lost / self._block_total)
             self._block_lost = self._block_total = 0
         rtt_min = self.rtt_min_s or self._round_rtt_s
-        self._is_queued = self._round_rtt_s > QUEUED_GAIN * rtt_min + QUEUED_S
+        # a round in which only resends were confirmed showed no round trip, and no queue
+        self._is_queued = QUEUED_GAIN * rtt_min + QUEUED_S < self._round_rtt_s < 1e9
         is_congested = self._queue_lost > 2.0 * self.loss * total
         self._queue_lost = 0
         if self.state is State.CYCLE:
