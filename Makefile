@@ -38,7 +38,8 @@ demo: setup  ## A client and two exits on loopback; ARGS=--once ends after its o
 	$(BIN)/uservpn demo $(ARGS)
 
 test: setup  ## All tests; ARGS goes to pytest
-	$(BIN)/python -m pytest --session-timeout=$(TEST_LIMIT) -n $(JOBS) --dist loadfile tests $(ARGS)
+	$(BIN)/python -m pytest --session-timeout=$(TEST_LIMIT) -n $(JOBS) --dist loadfile \
+	    --no-loadscope-reorder tests $(ARGS)
 
 netns: setup  ## The tests in network namespaces at full size (needs root; see docs/testing.md)
 	USERVPN_NETNS=full $(BIN)/python -m pytest -s --timeout=300 tests/netns $(ARGS)

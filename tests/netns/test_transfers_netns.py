@@ -117,7 +117,7 @@ def _carrier(fleet) -> str:
 
     def carried() -> Counter[str]:
         links = node.status()["links"]
-        return Counter({row["remote"]: row["bytes_in"] for row in links})
+        return Counter({f"{row['remote']} {row['local']}": row["bytes_in"] for row in links})
 
     before = carried()
     assert fleet.fetches(node, MIB)
@@ -161,10 +161,12 @@ UDP_LIMIT = (
     "ACCEPT",
 )
 """About 1 Mbit/s in full datagrams; what is more is dropped, as by a provider's policer."""
+RETURN_LIMIT_S = 150
+"""Bulk is compared every minute, then every two."""
 
 
-def test_throttled_udp_moves_to_tcp(fleet, laptop):
-    """TCP runs at the path's full rate meanwhile. (And back: simulated only.)"""
+def test_throttled_udp_moves_to_tcp_and_back(fleet, laptop):
+    """TCP runs at the path's full rate meanwhile; once UDP does, too, the next comparison shows it."""
     if fleet.protocols != "tcp,udp" or not IS_FULL:
         return
     wait_until(lambda: _carrier(fleet) == "udp", 60)
@@ -182,3 +184,7 @@ def test_throttled_udp_moves_to_tcp(fleet, laptop):
         f"longest stall {transfer.longest_stall_s:.2f} s, then over {carrier}"
     )
     assert carrier == "tcp"
+    end = time.monotonic() + RETURN_LIMIT_S
+    while _carrier(fleet) != "udp":
+        assert time.monotonic() < end, f"still over tcp {RETURN_LIMIT_S} s after the limit's end"
+        Transfer(fleet, fleet.nodes[7], SIZE, limit_s=100).end(100)

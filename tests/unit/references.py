@@ -45,6 +45,9 @@ class Cubic:
     def on_restart(self, now: float) -> None:
         pass
 
+    def renewed(self):
+        return self
+
 
 class Copa:
     """Delay-based: rate towards 1 / (delta * queueing delay); delta adapts when others fill the queue."""
@@ -132,6 +135,9 @@ class Copa:
 
     def on_restart(self, now: float) -> None:
         pass
+
+    def renewed(self):
+        return self
 
 
 class TcpFlow:

@@ -328,6 +328,28 @@ def test_offline_it_waits_for_the_network(busy):
     assert attempts <= 60 / OFFLINE_S + 1 and wakes <= 4
 
 
+def test_offline_a_silent_connection_makes_no_haste():
+    """Streams wait on it; a dial beside it fails at once each time, since there is no way out."""
+    contact = _contact(TCP)
+    contact.has_streams = True
+    contact.want(0.0)
+    contact.take_plans()
+    state = contact.link_up(1, "tcp", TCP, True, 0.0)
+    contact.heard(state, 0.1)
+    contact.wake(1.0)
+    attempts, now = 0, 1.0
+    while now < 20.0:
+        for plan in contact.take_plans():
+            if isinstance(plan, Dial):
+                attempts += 1
+                contact.dial_failed(plan.endpoint, False, "unreachable", now, offline=True)
+            elif isinstance(plan, GiveUp):
+                contact.link_down(state.link, now)
+        now = max(now + 0.01, contact.next_deadline() or 20.0)
+        contact.on_deadline(now)
+    assert 0 < attempts <= 3
+
+
 def test_while_one_protocol_carries_another_is_tried_now_and_then():
     contact = _contact(UDP, TCP)
     contact.has_streams = True

@@ -12,8 +12,9 @@ from uservpn.node.scheduling import (
     OPENING_MAX,
     OPENING_S,
     OWED_MAX,
+    TRIAL_COUNT_S,
     TRIAL_FIRST_S,
-    TRIAL_S,
+    TRIAL_START_S,
     UNUSED_S,
     Schedule,
 )
@@ -143,16 +144,22 @@ def test_the_choice_has_hysteresis():
         assert schedule.choose(links, False, 1.0).state.link == chosen, rtt_s
 
 
-def _trial(schedule, links, start, rates):
-    """Bulk flows; each link delivers at its rate (bytes/s) while it is used. The link in use at the end."""
+def _trial(schedule, links, start, rates, slow_s=0.0):
+    """Bulk flows; each link delivers at its rate (bytes/s) while it is used. The link in use at the end.
+
+    For `slow_s` from its first use on the one beside the other delivers next to nothing.
+    """
     now = start
     used = schedule.current
-    while now < start + TRIAL_FIRST_S + TRIAL_S + 1.0:
+    since = None
+    while now < start + TRIAL_FIRST_S + TRIAL_START_S + TRIAL_COUNT_S + 1.0:
         choice = schedule.choose(links, True, now)
+        since = now if since is None and choice.beside else since
         for state, path in links:
             is_used = state is choice.state or (choice.beside and state is choice.beside[0])
-            path.delivered += int(0.01 * rates[state.link]) if is_used else 0
-        used = choice.state.link
+            is_slow = state.link != used and since is not None and now < since + slow_s
+            path.delivered += int(0.01 * (1e4 if is_slow else rates[state.link])) if is_used else 0
+        used = used if choice.beside else choice.state.link
         now += 0.01
     return used, now
 
@@ -165,6 +172,21 @@ def test_throttled_datagrams_lose_their_traffic_and_get_it_back():
     schedule._trial_at = now
     used, now = _trial(schedule, links, now, {UDP: 5e6, TCP: 5e6})
     assert used == UDP
+
+
+def test_a_comparison_waits_until_the_other_path_has_found_its_rate():
+    """What it knew is from a time when it was throttled; its controller begins anew."""
+    links = _links()
+    schedule = Schedule()
+    used, now = _trial(schedule, links, 0.0, {UDP: 1e5, TCP: 5e6})
+    assert used == TCP
+    schedule._trial_at = now
+    path = next(path for state, path in links if state.link == UDP)
+    path.is_lossy, path.controller = True, Bbr(0.05)
+    known = path.controller
+    used, now = _trial(schedule, links, now, {UDP: 5e6, TCP: 5e6}, slow_s=0.9 * TRIAL_START_S)
+    assert used == UDP
+    assert path.controller is not known and path.controller.is_starting
 
 
 def test_a_comparison_that_shows_nothing_new_is_made_ever_less_often():

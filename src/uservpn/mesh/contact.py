@@ -326,6 +326,8 @@ class Contact:
             return
         self.dials.failed(endpoint, refused, now)
         self.last_failure = f"{endpoint}: {detail}"
+        if offline:
+            self.redial.calm(now)
         self._run_dials(now)
         if self._is_dialling():
             return

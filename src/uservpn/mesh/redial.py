@@ -74,11 +74,15 @@ class Redial:
 
     def hurry(self, now: float) -> bool:
         """Streams wait and nobody is heard: is it time for a fresh dial beside those that are under way?"""
-        if now < self._hurry_at:
+        if now < self.hurries_at():
             return False
         self._hurried += 1
         self._hurry_at = now + HURRY_S
         return True
+
+    def calm(self, now: float) -> None:
+        """A dial failed at once, for want of a way out: further ones beside it would, too."""
+        self._hurry_at = now + OFFLINE_S
 
     def hurries_at(self) -> float:
         """When `hurry` may say yes; infinite: it was tried often enough."""

@@ -9,9 +9,10 @@ One direct link carries the tunnel; which one is decided at each take, from what
 - Where the peer has moved to another link, and what we sent stays unanswered meanwhile, we move, too.
 - On short paths without loss a reliable link (TCP, KCP) costs far less work for each byte, everywhere else
   one that loses messages is faster: its loss is recovered by us. NEAR_S tells them apart, with hysteresis.
-- Some networks throttle UDP. While bulk flows both are compared now and then: for TRIAL_S the other link may
-  carry what the one in use has no room for. If it delivers far more it takes over; one that took over gives
-  way again when the other one is nearly as good. The next comparison is later each time nothing changed.
+- Some networks throttle UDP. While bulk flows both are compared now and then: for a while the other link may
+  carry what the one in use has no room for. It is first given time to find its rate, which may be another one
+  than long ago. If it delivers far more it takes over; one that took over gives way again when the other one
+  is nearly as good. The next comparison is later each time nothing changed.
 - Reports go where the newest message came from: the peer found that way to carry.
 
 A set share of the bulk (`relay_share`) leaves over a relayed way while one stands, counted in bytes: what is
@@ -39,7 +40,12 @@ FOLLOW_RTTS: Final = 1.75
 """Where the peer's messages come over another link, ours may be unanswered for so many round trips."""
 AWAY_S: Final = 2.0
 AWAY_MAX_S: Final = 120.0
-TRIAL_S: Final = 1.5
+TRIAL_START_S: Final = 1.0
+TRIAL_START_RTTS: Final = 8.0
+"""So long, whichever is longer, a comparison lets the other path find its rate; then the bytes count..."""
+TRIAL_COUNT_S: Final = 0.5
+TRIAL_COUNT_RTTS: Final = 3.0
+"""...for so long."""
 TRIAL_FIRST_S: Final = 4.0
 TRIAL_EVERY_S: Final = 60.0
 TRIAL_MAX_S: Final = 600.0
@@ -104,12 +110,14 @@ class Record:
 
 @dataclass(slots=True)
 class Trial:
-    """Two links side by side: bytes delivered by each when it began."""
+    """Two links side by side: bytes delivered by each when the counting began."""
 
     link: LinkId
+    count_at: float
     until: float
-    ours: int
-    theirs: int
+    ours: int = 0
+    theirs: int = 0
+    is_counting: bool = False
 
 
 @dataclass(slots=True)
@@ -337,6 +345,9 @@ class Schedule:
             if other is None or choice.state.link == trial.link:
                 self._trial = None
                 return None
+            if not trial.is_counting and now >= trial.count_at:
+                trial.is_counting = True
+                trial.ours, trial.theirs = choice.path.delivered, other[1].delivered
             if now < trial.until:
                 return other
             self._trial = None
@@ -364,7 +375,11 @@ class Schedule:
         if not others:
             return None
         state, path = others[0]
-        self._trial = Trial(state.link, now + TRIAL_S, choice.path.delivered, path.delivered)
+        path.look_anew()
+        rtt_s = max(path.rtt_s or state.rtt_s or 0.0, choice.path.rtt_s or 0.0)
+        count_at = now + max(TRIAL_START_S, TRIAL_START_RTTS * rtt_s)
+        until = count_at + max(TRIAL_COUNT_S, TRIAL_COUNT_RTTS * rtt_s)
+        self._trial = Trial(state.link, count_at, until)
         return others[0]
 
     def wants_second(self, choice: Choice, moved: int, now: float) -> bool:

@@ -187,6 +187,10 @@ class Bbr:
         if self.state is State.CYCLE:
             self._enter_cycle(2, now)
 
+    def renewed(self) -> Bbr:
+        """One that knows the shortest round trip only."""
+        return Bbr(self.rtt_min_s, self._fair > 0)
+
     # --- inside ----------------------------------------------------------------------------------
 
     def _note_rtt(self, rtt_s: float, now: float) -> None:

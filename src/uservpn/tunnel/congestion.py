@@ -51,3 +51,6 @@ class Controller(Protocol):
 
     def on_restart(self, now: float) -> None:
         """Something is sent after a pause in which nothing was on the path."""
+
+    def renewed(self) -> Controller:
+        """One that looks for the path's rate from the beginning: this one's knowledge is too old."""

@@ -448,6 +448,11 @@ class Path:
             self.is_probe_due = False
         return lost
 
+    def look_anew(self) -> None:
+        """Nothing but reports was on it for long: what it carries today is looked for from the beginning."""
+        if self.controller is not None and self.is_lossy:
+            self.controller = self.controller.renewed()
+
     def leave(self, now: float) -> None:
         """What is on it is resent over another one as soon as the sink says what it misses."""
         self._left_at = now
