@@ -21,7 +21,7 @@ from mesh import Mesh, NodeProcess, client_text, free_port, wait_until
 
 CHANCE = 1e-12
 MIB = 1 << 20
-CLIENTS, ROUNDS = 8, 40
+CLIENTS, ROUNDS = 8, 12
 FIRST = 64
 """Bytes at the start of a connection that are looked at place by place."""
 PLAIN = bytes(2 * MIB) + b"the same text again and again " * 20_000

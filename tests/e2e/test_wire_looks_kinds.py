@@ -20,9 +20,10 @@ import socks
 from cutter import Cutter, Flow
 from mesh import NodeProcess, client_text, free_port, server_text, wait_until
 from test_link_kinds import Proxy
-from test_wire_looks import PLAIN, _first_repeat, _looks_even, _most
+from test_wire_looks import _first_repeat, _looks_even, _most
 
 ROUNDS = 24
+PLAIN = bytes(500_000) + b"the same text again and again " * 8_000
 FIRST = 48
 """Bytes at the start of a connection that are looked at place by place: the first header."""
 EXIT = '[exit]\nenabled = true\nallow = ["127.0.0.0/8"]\n'

@@ -283,10 +283,10 @@ def test_the_set_share_goes_over_relays(share, is_up):
     source, sink, peer = (client, exit, 1) if is_up else (exit, client, 50)
     ours = stream if is_up else exit.offered[0][0]
     _limit(world, source, 2e6)
-    total = 16_000_000
+    total = 8_000_000
     source.send(ours, bytes(total))
     world.settle(source)
-    world.run(12)
+    world.run(7)
     assert len(sink.received[stream.id]) == total
     passed = sum(world.members[n].node.relay.counters.passed_bytes for n in (2, 3))
     assert abs(passed / total - share) < 0.02 + 0.01
