@@ -9,7 +9,7 @@ ARGS ?=
 # Seconds for all tests together; one test has 120 (pyproject.toml).
 TEST_LIMIT ?= 295
 # Test files that run side by side.
-JOBS ?= 2
+JOBS ?= 3
 ROUNDS ?= 50
 # How many simulated meshes `make sim` plays.
 SEEDS ?= 100

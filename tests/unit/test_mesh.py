@@ -121,7 +121,7 @@ def test_a_link_on_demand_is_closed_when_idle():
 
 def test_an_idle_node_sends_little():
     """Keep-alives and rare digests: bytes a second, per node, far below 200."""
-    world = _mesh(8)
+    world = _mesh(6)
     world.add(50, {1: ("sim://10.0.0.1:1",)})
     world.run(2 * IDLE_S)
     world.tap.clear()

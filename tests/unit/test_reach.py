@@ -156,7 +156,7 @@ def test_a_peer_with_a_new_address_is_followed_after_a_path_check():
     net = Net(1)
     client = net.add(50, Role.ENTRY)
     net.run(5)
-    flow = net.flow(50, 1, up=1000, down=60_000_000)
+    flow = net.flow(50, 1, up=1000, down=30_000_000)
     net.run(1)
     client.node.table.tell(1, "moves")
     net.world.network.move(client.seat.host, "203.0.113.77", SITES[0], None)
