@@ -222,3 +222,20 @@ def test_resends_have_a_budget_that_a_working_path_does_not_feel(loss, is_spent)
         assert path.sent - sent < 0.5 * 5.0 * RATE
     line.forth.now_is.loss = 0.0
     assert line.goodput(8.0, 9.0) >= 0.5 * BEST * RATE  # and recovers
+
+
+def test_a_tunnel_that_keeps_nothing_asks_for_nothing_when_a_path_falls_silent():
+    """Else each new port of a router made an idle pair of nodes say a dozen empty messages."""
+    tunnel = Tunnel(7, 1, random_below=lambda limit: 0)
+    old, new = Path(1), Path(2)
+    tunnel.path_up(old, False)
+    tunnel.path_up(new, False)
+    tunnel.path_left(old, 80.0)
+    assert not tunnel.has_outgoing()
+    assert tunnel.take_messages(1 << 20, 1 << 17, new, 80.0) == []
+    stream = tunnel.open("site.test", 80, None)
+    tunnel.write(stream, b"something")
+    assert tunnel.take_messages(1 << 20, 1 << 17, old, 81.0)
+    tunnel.path_left(old, 82.0)
+    assert tunnel.has_outgoing()
+    assert tunnel.take_messages(1 << 20, 1 << 17, new, 82.0)

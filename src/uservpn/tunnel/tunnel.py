@@ -185,7 +185,7 @@ class Tunnel:
     def path_left(self, path: Path, now: float) -> None:
         """A path fell silent: what the sink is known to miss is resent over another one."""
         self.outbox.leave(path, now)
-        self._ask_due = True
+        self._ask_due = self._ask_due or self.outbox.size > 0
 
     def receive(self, kind: int, payload: bytes, now: float, is_lossy: bool = False) -> None:
         """A genuine message of the peer; `is_lossy` tells what kind of path it came over.
