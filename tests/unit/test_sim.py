@@ -10,7 +10,9 @@ import sys
 import pytest
 from cryptography.exceptions import InvalidTag
 
+from uservpn.mesh.claims import Claims
 from uservpn.mesh.directory import Directory
+from uservpn.mesh.mailbox import Mailbox
 from uservpn.node.relay import Freshness
 from uservpn.node.table import Table
 from uservpn.sim import campaign
@@ -27,10 +29,11 @@ from uservpn.wire.replay import ReplayWindow
 from uservpn.wire.session import Session
 
 KEY = bytes(range(32))
-SHORT = (*range(6), 778)
+SHORT = (*range(6), 778, 853)
 """Seeds that every test run plays; `make sim` plays more.
 
-778: an exit that only dials out is given another address, and nobody tells it.
+778: an exit that only dials out is given another address, and nobody tells it. 853: routers give idle nodes
+new ports.
 """
 
 
@@ -112,6 +115,19 @@ def _write_others_records(monkeypatch):
     monkeypatch.setattr(Directory, "merge", forge)
 
 
+def _hand_letters_on_again(monkeypatch):
+    monkeypatch.setattr(Mailbox, "_admit", lambda self, number: True)
+
+
+def _say_that_letters_arrived(monkeypatch):
+    take = Mailbox.take_results
+    monkeypatch.setattr(Mailbox, "take_results", lambda self: [(n, True) for n, _ in take(self)])
+
+
+def _hear_no_claims(monkeypatch):
+    monkeypatch.setattr(Claims, "hear", lambda self, other, now: None)
+
+
 @pytest.mark.parametrize(
     ("spoil", "seeds", "law"),
     [
@@ -120,6 +136,9 @@ def _write_others_records(monkeypatch):
         (_forget_peers, (1, 2), "forgot"),
         (_spoil_bytes, (2,), "other bytes than were sent"),
         (_write_others_records, (2,), "has a forged"),
+        (_hand_letters_on_again, (9, 28), "twice"),
+        (_say_that_letters_arrived, (9, 28, 15), "is said to be delivered"),
+        (_hear_no_claims, (21,), "two nodes have had the number"),
     ],
 )
 def test_a_broken_law_ends_the_world_and_says_how_to_see_it_again(monkeypatch, spoil, seeds, law):

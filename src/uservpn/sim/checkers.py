@@ -4,7 +4,7 @@ After every step of a node: nobody is forgotten (no lost wake-up), its own recor
 no message of others passes it twice, and what it relays has a possible way. Once a second, everywhere:
 tables and queues keep their limits, every record in every list is word for word what its owner declared, no
 nonce was used twice, what ended an exit ended its connections in time, and who has nothing to do says little.
-(Delivered bytes and doubled messages are checked where they arrive: `flow.py`, `member.py`.)
+(Delivered bytes and doubled messages are checked where they arrive: `flow.py`, `letters.py`, `member.py`.)
 """
 
 from __future__ import annotations
@@ -131,9 +131,10 @@ class Laws:
         world = self.world
         if world.nonces.repeated:
             world.broken(world.nonces.repeated[0])
-        for member in self._some(world.alive()):
+        for member in self._some(world.alive() + world.twins):
             self._check_limits(member)
             self._check_records(member)
+        world.letters.second()
         self._check_flows()
         self._check_quiet()
 

@@ -17,10 +17,19 @@ from cryptography.exceptions import InvalidTag
 from uservpn.errors import Fault, StreamFault
 from uservpn.kit.endpoint import Address, Endpoint
 from uservpn.mesh.addresses import DIAL_LIMIT_S
+from uservpn.mesh.claims import INSTANCE_SIZE
 from uservpn.mesh.records import EndpointKind, Known, Record, Role
 from uservpn.node.arrivals import Arrivals
 from uservpn.node.node import Node
-from uservpn.node.options import CloseWanted, DialWanted, NodeEvent, NodeOptions, PeerNews
+from uservpn.node.options import (
+    CloseWanted,
+    DialWanted,
+    Message,
+    MessageResult,
+    NodeEvent,
+    NodeOptions,
+    PeerNews,
+)
 from uservpn.node.table import LinkEntry, Peer
 from uservpn.sim.flow import Flow, FlowEnd
 from uservpn.sim.link import (
@@ -45,6 +54,7 @@ UDP_LINKS_MAX: Final = 512
 """Datagram links of one node; the oldest that nobody has proved goes."""
 ACTED_MAX: Final = 20_000
 ROUNDS_MAX: Final = 50
+NEWS_MAX: Final = 40
 
 
 @dataclass(slots=True)
@@ -132,7 +142,7 @@ class Member:
             seat.record(self.boot),
             keepalive_s=seat.keepalive_s,
             grace_s=seat.grace_s,
-            instance=seat.node.to_bytes(8, "big"),
+            instance=seat.host.name.encode()[:INSTANCE_SIZE].ljust(INSTANCE_SIZE),
         )
         self.codec = HeaderCodec(ring)
         self.node = WatchedNode(
@@ -148,6 +158,8 @@ class Member:
         """Links that came up."""
         self._by_remote: dict[Address, UdpLink] = {}
         self._armed_at: float | None = None
+        self.news: list[str] = []
+        """The newest lines that it would have logged."""
         self.told: Record | None = None
         """The newest version of its record that the world has seen."""
         self._sivs = ring.sivs
@@ -424,6 +436,11 @@ class Member:
                     self.node.link_down(link_id, "closed", self.world.agenda.now)
             case PeerNews(_, text, _):
                 self.world.note(self.seat.node, "says", text)
+                self.news = [*self.news[1 - NEWS_MAX :], text]
+            case Message():
+                self.world.letters.arrived(self, event)
+            case MessageResult():
+                self.world.letters.told(self, event)
             case Offered():
                 self._offered(event)
             case Opened(stream, fault, detail):

@@ -16,13 +16,16 @@ from typing import Final
 from uservpn.kit.endpoint import Address
 from uservpn.mesh import liveness, redial
 from uservpn.mesh.addresses import DIAL_LIMIT_S
+from uservpn.mesh.mailbox import GIVE_UP_S
 from uservpn.mesh.records import Role
 from uservpn.sim.checkers import MINUTE_S, QUIET_S
 from uservpn.sim.flow import Flow
 from uservpn.sim.geography import SITES, Site
+from uservpn.sim.letters import Letter
 from uservpn.sim.member import PORT, Seat
 from uservpn.sim.nat import TIMEOUTS_S, Nat, NatKind
 from uservpn.sim.network import RETRY_MAX_S, Host, Weather
+from uservpn.sim.twin import Twin
 from uservpn.sim.world import World
 from uservpn.types import NodeId
 
@@ -30,6 +33,10 @@ OLD_KEY: Final = bytes(range(32))
 NEW_KEY: Final = bytes(range(32, 64))
 NODES_MIN: Final = 3
 NODES_MAX: Final = 20
+LETTERS_LAST: Final = 5
+TWIN_NODES_MIN: Final = 4
+TWIN_S: Final = 30.0
+"""By when a second node with one number stands back."""
 SKEWS_S: Final = (-3600.0, -600.0, -200.0, 200.0, 1200.0, 3600.0)
 
 
@@ -56,6 +63,10 @@ class Scenario:
     is_replayed: bool
     has_key_change: bool
     is_plain: bool
+    letters: int
+    """Out-of-band messages during the trouble."""
+    has_twin: bool
+    """A second node with a number that is taken comes when all is whole."""
 
     def __str__(self) -> str:
         """One line."""
@@ -68,6 +79,7 @@ class Scenario:
             f"{self.flow_size_max} bytes"
             f"{', clocks skewed' if self.is_skewed else ''}{', routers' if self.is_natted else ''}"
             f"{', replays' if self.is_replayed else ''}{', new key' if self.has_key_change else ''}"
+            f"{f', {self.letters} letters' if self.letters else ''}{', a twin' if self.has_twin else ''}"
             f"{'' if self.is_plain else ', real ciphers'}"
         )
 
@@ -105,6 +117,8 @@ def draw(seed: int, nodes: int | None = None) -> Scenario:
         is_replayed=rng.random() < 0.3,
         has_key_change=rng.random() < 0.15,
         is_plain=rng.random() < 0.95,
+        letters=rng.choice((0, 5, 40)),
+        has_twin=count >= TWIN_NODES_MIN and servers > 1 and rng.random() < 0.2,
     )
 
 
@@ -190,6 +204,8 @@ class Run:
         world.run(10.0)
         for _ in range(scenario.flows):
             world.agenda.after(rng.random() * scenario.trouble_s, self._open_flow)
+        for _ in range(scenario.letters):
+            world.agenda.after(rng.random() * scenario.trouble_s, self._write_one)
         faults = self._faults()
         for _ in range(scenario.faults):
             world.agenda.after(rng.random() * scenario.trouble_s, rng.choice(faults))
@@ -200,8 +216,11 @@ class Run:
                 world.agenda.after(rng.random() * scenario.trouble_s, world.replay)
         world.run(scenario.trouble_s)
         self._heal()
-        self._agree()
+        self.agreed_s = self._agree()
         self._finish_flows()
+        self._finish_letters()
+        if scenario.has_twin:
+            self._meet_twin()
         quiet_at = max(world.changed_at, world.flowed_at) + QUIET_S
         world.run(max(0.0, quiet_at + 2 * MINUTE_S - world.agenda.now))
 
@@ -240,6 +259,17 @@ class Run:
             rng.random() * 0.5,
             rng.random() < 0.1,
         )
+
+    def _write_one(self) -> None:
+        self._write()
+
+    def _write(self) -> Letter | None:
+        """A program somewhere sends a message to some node."""
+        author, to = self.rng.sample(list(self.world.seats), 2)
+        member = self.world.members.get(author)
+        if member is None or not member.is_up:
+            return None
+        return self.world.letters.send(member, to, self.rng.random() < 0.7)
 
     def _kill(self) -> None:
         self._end(self._pick(), power=False)
@@ -402,7 +432,8 @@ class Run:
             + 20.0
         )
 
-    def _agree(self) -> None:
+    def _agree(self) -> float:
+        """All lists become equal; after so long. Raises InvariantBroken."""
         world = self.world
         healed_at = world.agenda.now
         most = self.agree_s()
@@ -412,7 +443,7 @@ class Run:
                     f"the lists differ {most:.0f} s after the end of trouble: {self._lists()}"
                 )
             world.run(1.0)
-        self.agreed_s = world.agenda.now - healed_at
+        return world.agenda.now - healed_at
 
     def _missing(self) -> bool:
         count = len(self.world.seats)
@@ -439,6 +470,29 @@ class Run:
             is_new = flow.number >= first and flow.number in known
             if is_new and flow.fault and not flow.is_refused:
                 world.broken(f"flow {flow.number} failed in a whole mesh: {flow.fault.name}")
+
+    def _finish_letters(self) -> None:
+        """In a whole mesh every confirmed message is delivered."""
+        world = self.world
+        written = [self._write() for _ in range(LETTERS_LAST if self.scenario.letters else 0)]
+        letters = [letter for letter in written if letter is not None and letter.is_confirmed]
+        world.run(GIVE_UP_S + 2.0)
+        for letter in letters:
+            if not letter.is_delivered:
+                world.broken(f"letter {letter.number} was not delivered in a whole mesh")
+
+    def _meet_twin(self) -> None:
+        """A second node with a number that is taken comes and goes."""
+        world, rng = self.world, self.rng
+        number = rng.choice([*self.servers, *self.others])
+        client = rng.choice([n for n in self.others if n not in self.exits_behind])
+        exit = rng.choice([n for n in self.servers if n != number])
+        if number in self.servers:
+            exit = number
+        else:
+            client = number
+        Twin(world, world.seats[number], client, exit, rng).play(TWIN_S)
+        self._agree()
 
     def _knows_exit(self, flow: Flow) -> bool:
         """Has the client heard the exit since the exit's last start?

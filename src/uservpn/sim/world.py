@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from random import Random
-from typing import Final
+from typing import Final, NoReturn
 from zlib import crc32
 
 from uservpn.errors import UservpnError
@@ -17,6 +17,7 @@ from uservpn.mesh.records import Record
 from uservpn.sim.agenda import Agenda
 from uservpn.sim.checkers import Laws
 from uservpn.sim.flow import Flow, Pattern
+from uservpn.sim.letters import Letters
 from uservpn.sim.link import Link
 from uservpn.sim.member import Member, Seat
 from uservpn.sim.network import Batch, Network, Weather
@@ -53,6 +54,9 @@ class World:
         self.members: dict[int, Member] = {}
         """The newest start of each seat."""
         self.flows: dict[int, Flow] = {}
+        self.letters = Letters(self, Random(f"{seed}/letters"))
+        self.twins: list[Member] = []
+        """Other nodes that have the number of one of `members`; by intention they do not last."""
         self.captured: list[tuple[int, bytes, bytes]] = []
         """Messages that somebody on the path has kept: destination, header, payload."""
         self.captures = False
@@ -61,7 +65,7 @@ class World:
         self.changed_at = START_S
         """When a node last started, ended, or changed its record, or the network changed."""
         self.flowed_at = START_S
-        """When a connection was last opened, or last seen open."""
+        """When a connection was last opened or seen open, or a message sent out of band."""
         self.digest = 0
         self.has_story = has_story
         self.laws = Laws(self)
@@ -182,7 +186,7 @@ class World:
             self.changed_at = self.agenda.now
         self.laws.step(member)
 
-    def broken(self, text: str) -> None:
+    def broken(self, text: str) -> NoReturn:
         """A law does not hold: the end.
 
         Raises:
