@@ -159,6 +159,62 @@ def test_a_restarted_server_ends_its_streams_at_once():
     assert bytes(world.members[1].received[again.id]) == b"again"
 
 
+def _boot(world, member):
+    """As a real node takes it when it starts now: milliseconds by its own clock, and 16 bits of chance."""
+    return int((world.now + 1e9 + member.skew_s) * 1000) << 16 | 77
+
+
+@pytest.mark.parametrize("skew_s", [0.0, -3600.0, 3600.0])
+@pytest.mark.parametrize("is_sent_before", [False, True])
+def test_a_connection_to_an_exit_that_restarted_unnoticed_is_opened_again(skew_s, is_sent_before):
+    """What the old process never saw the new one gets, once; what it may have seen ends."""
+    world, client, server = pair()
+    first = client.node.open(1, "site.test", 80, None, world.now)
+    client.send(first, b"hello")
+    world.settle(client)
+    world.run(1)
+    world.black_hole = True  # nobody hears of what follows
+    if is_sent_before:
+        stream = client.node.open(1, "late.test", 81, None, world.now)
+        client.send(stream, b"early ")
+        world.settle(client)
+        world.run(0.5)
+    server.is_up = False
+    for link, (member, _) in list(world.links.items()):
+        if member is server:
+            del world.links[link]
+    world.members.pop(1)
+    world.run(1)
+    server.skew_s = skew_s
+    again = world.add(1, boot=_boot(world, server), skew_s=skew_s)
+    world.run(0.5)
+    if not is_sent_before:
+        stream = client.node.open(1, "late.test", 81, None, world.now)
+        client.send(stream, b"early ")
+        client.send(stream, bytes(30_000))
+        client.send(stream, b" late")
+        client.node.tunnel(stream).finish(stream)
+        world.settle(client)
+    world.run(0.5)
+    world.black_hole = False
+    world.run(120)
+    assert client.resets[first.id] is Fault.EXIT_DEAD
+    if is_sent_before:
+        assert client.resets[stream.id] is Fault.EXIT_DEAD
+        assert not again.offered
+        return
+    assert stream.id not in client.resets
+    assert [(offer[1], offer[2]) for offer in again.offered] == [("late.test", 81)]
+    assert bytes(again.received[stream.id]) == b"early " + bytes(30_000) + b" late"
+    assert stream.id in again.finished
+    third = client.node.open(1, "site.test", 80, None, world.now)
+    assert third.id not in (first.id, stream.id)
+    client.send(third, b"more")
+    world.settle(client)
+    world.run(1)
+    assert bytes(again.received[third.id]) == b"more"
+
+
 def test_a_server_that_refuses_is_dead_at_once():
     world, client, _ = pair()
     stream = client.node.open(1, "site.test", 80, None, world.now)

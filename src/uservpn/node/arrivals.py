@@ -79,9 +79,11 @@ class Arrivals:
         self._table.touched[origin] = peer
         session = peer.session
         boot = session.peer_boot
-        if header.boot != boot and boot and self._numbers.judge(peer, link, header, body, now):
-            self.hear_rival(peer, now)
-            return
+        if header.boot != boot and boot:
+            self._boots.seen(peer, header, now)
+            if self._numbers.judge(peer, link, header, body, now):
+                self.hear_rival(peer, now)
+                return
         payload = session.open_bound(header, body) if header.flags & FLAG_BOUND else None
         if payload is None:
             payload = self._admission.open(peer, link, header, body, now)

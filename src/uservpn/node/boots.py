@@ -6,13 +6,23 @@ and whose it is; here is what that does to tunnels and links.
 
 from __future__ import annotations
 
+from typing import Final
+
 from uservpn.errors import Fault
 from uservpn.mesh.claims import StandBack
+from uservpn.mesh.flight import unwrap
 from uservpn.node.flights import Flights
 from uservpn.node.linking import Linking
 from uservpn.node.numbers import Numbers
 from uservpn.node.options import CloseWanted
 from uservpn.node.table import HeldMessage, Peer, Table
+from uservpn.tunnel.stream import Stream
+from uservpn.wire.header import Header
+
+BOOT_CHANCE: Final = 16
+"""The bits of a boot below its milliseconds."""
+STARTED_MARGIN_S: Final = 0.01
+"""Both the boot and the stamp are cut to a millisecond."""
 
 
 class Boots:
@@ -24,15 +34,38 @@ class Boots:
         self._numbers = numbers
         self._flights = flights
 
+    def seen(self, peer: Peer, header: Header, now: float) -> None:
+        """A message of another boot than the known one; nobody knows yet whether that is the peer's now.
+
+        Its boot tells when it was started by its own clock, and its stamp what that clock said when it left.
+        That clock may be wrong, but not by more than 2.3 hours (`unwrap`). A message that was long under
+        way, and a boot that is ahead of its clock, tell of a later start.
+        """
+        clock = unwrap(header.stamp, now + self._table.wall_s)
+        at = now - (clock - (header.boot >> BOOT_CHANCE) / 1000) + STARTED_MARGIN_S
+        boot, before = peer.started
+        peer.started = header.boot, min(at, before) if boot == header.boot else at
+
     def new_boot(self, peer: Peer, old: int) -> None:
-        """The peer was started anew (or is heard for the first time)."""
+        """The peer was started anew (or is heard for the first time).
+
+        Streams that were opened after that start, and so never reached the peer, are opened again.
+        """
         peer.held = [held for held in peer.held if held[0].boot == peer.session.peer_boot]
         if old:
             text = f"node {peer.id} has restarted; its connections end"
             self._table.tell(peer.id, text, "warning")
-            peer.tunnel.abort(Fault.EXIT_DEAD)
-            self._table.events += peer.tunnel.take_events()
+            before = peer.tunnel
+            boot, started_at = peer.started
+            unseen = [
+                stream
+                for stream in before.streams.values()
+                if boot == peer.session.peer_boot and _is_unseen(stream, started_at)
+            ]
             self._new_tunnel(peer)
+            peer.tunnel.take_over(before, unseen)
+            before.abort(Fault.EXIT_DEAD)
+            self._table.events += before.take_events()
             peer.mail.peer_restarted()
             self._flights.restarted(peer)
 
@@ -100,3 +133,8 @@ class Boots:
         for state in peer.contact.unproved:
             self._table.links[state.link].new_path(state.link)
         peer.tunnel.rtt_s = rtt_s
+
+
+def _is_unseen(stream: Stream, started_at: float) -> bool:
+    """Was it opened by us when the peer's process that had the old boot was gone already?"""
+    return stream.is_mine and not stream.is_answered and stream.opened_at > started_at

@@ -177,6 +177,7 @@ class Node:
         self.table.touch(peer)
         peer.note_needs()
         stream = peer.tunnel.open(host, port, owner)
+        stream.opened_at = now
         peer.contact.want_stream(now)
         self._linking.seek_soon(peer, now)
         return stream

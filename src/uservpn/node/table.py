@@ -119,6 +119,8 @@ class Peer:
         """Another boot of it, while it is not known whether that is a restart or another node."""
         self.instance = b""
         """What it said of itself; empty: not heard yet."""
+        self.started = 0, 0.0
+        """Another boot that was heard, and when that process was started at the latest, by our clock."""
         self.rival_told_at = -1e9
         """When the log told of two nodes with this number."""
         self.renewed_at = 0.0

@@ -39,6 +39,8 @@ SMALL_CHUNK: Final = 8 * KIB
 """Chunks up to this size are joined into one message with others."""
 CONTROL_MAX: Final = 1 << 16
 """Control frames that wait to be sent while the peer goes on sending: beyond it breaks the protocol."""
+FRAME_MIN: Final = 1000
+"""A frame of so many bytes fits into a message on every path."""
 ACK_COUNT: Final = 64
 ACK_SIZE: Final = 2 * MIB
 ACK_DELAY_S: Final = 0.1

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
+from collections.abc import Iterator
 from typing import Final
 
 from uservpn.errors import PeerFault
@@ -137,6 +138,11 @@ class Outbox:
                         flight.size += SEQ_SIZE
                         flight.path.inflight += SEQ_SIZE
             self.size += slab.size
+
+    def unconfirmed(self) -> Iterator[Buffer]:
+        """What the sink has not confirmed, oldest first."""
+        for slab in self._slabs[self._first :]:
+            yield from (payload for payload in slab.payloads if payload is not None)
 
     def clear(self) -> None:
         """Forgets everything: the tunnel is over."""

@@ -51,6 +51,7 @@ class Stream:
         "is_known",
         "is_mine",
         "is_over",
+        "opened_at",
         "owner",
         "peer",
         "queue",
@@ -76,6 +77,8 @@ class Stream:
         self.is_known = is_mine
         """False while only DATA that overtook its OPEN has come."""
         self.is_over = False
+        self.opened_at = 0.0
+        """When we opened it, seconds; set by the owner of the tunnel."""
         self.is_answered = False
         """The peer has said how its dial ended."""
         self.owner: StreamOwner | None = None

@@ -53,6 +53,12 @@ class StreamTable:
         self._add(stream)
         return stream
 
+    def adopt(self, stream: Stream) -> None:
+        """A stream of ours from an earlier tunnel to this peer is one of this one, with its number."""
+        self._next_id = max(self._next_id, stream.id + 2)
+        self.queued += stream.queue_size
+        self._add(stream)
+
     def widen(self, stream: Stream, window: int) -> None:
         """The stream's receive window is as large as that now."""
         self.window_sum += window - stream.recv_window

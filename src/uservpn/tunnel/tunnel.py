@@ -18,7 +18,7 @@ peer's frames say in reader.py; bytes are put in order in delivery.py, credit is
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import repeat
 from typing import Final
 
@@ -148,6 +148,27 @@ class Tunnel:
         for stream in list(self.streams.values()):
             self.fail(stream, fault)
         self.outbox.drop_payloads()
+
+    def take_over(self, old: Tunnel, streams: Sequence[Stream]) -> None:
+        """Opens streams of ours again that the peer never saw in tunnel `old`, with what was sent on them.
+
+        `old` is to be aborted next.
+        """
+        if not streams:
+            return
+        chosen = {stream.id for stream in streams}
+        for payload in old.outbox.unconfirmed():
+            for frame in frames.split(bytes(payload), SEQ_SIZE, limits.FRAME_MIN):
+                if frames.stream_of(frame) in chosen:
+                    self._lanes.control.append(bytes(frame))
+        self._lanes.control += [
+            frame for frame in old._lanes.control if frames.stream_of(frame) in chosen
+        ]
+        for stream in streams:
+            del old.streams[stream.id]
+            self._table.adopt(stream)
+            if stream.queue:
+                self._lanes.enlist(stream)
 
     def abort(self, fault: Fault) -> None:
         """Every stream ends here and now; nothing is sent. The tunnel is not used again."""

@@ -26,6 +26,8 @@ HAVE: Final = 7
 WANT: Final = 8
 
 SEQ: Final = struct.Struct(">Q")
+STREAM: Final = struct.Struct(">I")
+"""Behind the type of every frame that stands in DATA messages."""
 DATA_HEAD: Final = struct.Struct(">BIQI")  # type, stream, offset, length | bytes
 SEQ_DATA_HEAD: Final = struct.Struct(">QBIQI")
 _LENGTH_SIZE: Final = 4
@@ -150,6 +152,12 @@ def split(payload: bytes, position: int, size_max: int) -> Iterator[Buffer]:
             yield DATA_HEAD.pack(DATA, stream, offset, len(piece)) + piece
             position += len(piece)
             offset += len(piece)
+
+
+def stream_of(frame: Buffer) -> int:
+    """The number of the stream that a frame of a DATA message is about."""
+    stream: int = STREAM.unpack_from(frame, 1)[0]
+    return stream
 
 
 def _size_of(payload: bytes, position: int, kind: int) -> int:
