@@ -194,6 +194,18 @@ def test_a_message_waits_for_a_peer_that_restarts():
     ]
 
 
+def test_a_message_over_a_link_that_died_without_a_word_takes_another_one():
+    """A datagram link whose other end has another port now: nothing but silence tells."""
+    world, client, server = pair()
+    world.payload_max = 1400
+    world.run(2)
+    world.dead.update(world.links)
+    token = _send(world, client, 1, b"hello?", confirmed=True)
+    world.run(GIVE_UP_S - 1)
+    assert client.results == {token: True}
+    assert server.messages == [(7, "test", b"hello?")]
+
+
 def test_a_clock_that_is_wrong_by_an_hour_costs_one_round_trip():
     for skew in (-3600.0, 3600.0):
         world = World(delay=0.05)

@@ -179,6 +179,10 @@ class Mailbox:
 
     # --- takes and questions ---------------------------------------------------------------------
 
+    def is_again(self) -> bool:
+        """Did the next one leave before, and nobody confirmed it? There must be something in `outgoing`."""
+        return self.outgoing[0].tries > 0
+
     def take(self, rtt_s: float | None, now: float) -> bytes:
         """The payload of the next MESSAGE; there must be something in `outgoing`."""
         letter = self.outgoing.popleft()

@@ -116,13 +116,17 @@ class Sender:
             return
         hops = self._table.links[state.link].hops_code
         batch: list[bytes] = []
+        is_doubted = False
         while peer.mail.outgoing and free > 0:
+            is_doubted = is_doubted or peer.mail.is_again()
             payload = peer.mail.take(state.rtt_s, now) + self._table.padding()
             batch += peer.session.seal(Kind.MESSAGE, payload, stamp, wall_ms, 0, hops)
             free -= len(payload)
         out.append((carrier, batch))
         peer.contact.used(state, now)
         peer.contact.sent(state, False, now)
+        if is_doubted and state.owed_since is None:  # a datagram link may be dead without a word
+            self._table.probe(peer, state.link, now)
 
     def _take_tunnel(
         self, peer: Peer, choice: Choice, room: Room, out: Batches, sealing: Sealing, now: float
