@@ -196,9 +196,10 @@ def test_a_message_waits_for_a_peer_that_restarts():
 
 def test_a_message_over_a_link_that_died_without_a_word_takes_another_one():
     """A datagram link whose other end has another port now: nothing but silence tells."""
-    world, client, server = pair()
+    world = World()
     world.payload_max = 1400
-    world.run(2)
+    server, client = world.add(1), world.add(7, HOME)
+    world.run(30)
     world.dead.update(world.links)
     token = _send(world, client, 1, b"hello?", confirmed=True)
     world.run(GIVE_UP_S - 1)
