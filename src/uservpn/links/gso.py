@@ -22,7 +22,6 @@ SEGMENTS_MAX: Final = 64
 BYTES_MAX: Final = 65_000
 """Of one `sendmsg` with segments; the kernel has 65,535 with every header counted."""
 SEGMENT_SIZE: Final = struct.Struct("@H")
-GRO_SIZE: Final = struct.Struct("@i")
 BUFFER_WANTED: Final = 4 << 20
 """Socket buffers, each way: half a second at 64 Mbit/s, or 30 ms at 1 Gbit/s."""
 

@@ -92,10 +92,6 @@ class Record:
         """(boot, version): the higher one is the newer record."""
         return self.boot, self.version
 
-    def fixed_endpoints(self) -> tuple[str, ...]:
-        """Where anybody can dial it."""
-        return tuple(known.endpoint for known in self.endpoints if known.kind == EndpointKind.FIXED)
-
     def has_fixed_endpoint(self) -> bool:
         """Can anybody dial it?"""
         return any(known.kind == EndpointKind.FIXED for known in self.endpoints)

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import Final
 
-from uservpn.kit.endpoint import Address
 from uservpn.mesh import liveness, redial
 from uservpn.mesh.addresses import DIAL_LIMIT_S
 from uservpn.mesh.mailbox import GIVE_UP_S
@@ -21,7 +20,7 @@ from uservpn.mesh.records import Role
 from uservpn.sim.checkers import MINUTE_S, QUIET_S
 from uservpn.sim.geography import SITES, Site
 from uservpn.sim.letters import Letter
-from uservpn.sim.member import PORT, Seat
+from uservpn.sim.member import Seat
 from uservpn.sim.nat import TIMEOUTS_S, Nat, NatKind
 from uservpn.sim.network import RETRY_MAX_S, Host, Weather
 from uservpn.sim.twin import Twin
@@ -490,8 +489,3 @@ class Run:
             client = number
         Twin(world, world.seats[number], client, exit, rng).play(TWIN_S)
         self._agree()
-
-
-def address_of(seat: Seat) -> Address:
-    """Where a seat listens."""
-    return Address(seat.host.ip, PORT)
