@@ -342,10 +342,10 @@ def measure(system: System, path: Conditions, is_up: bool, seconds: tuple[float,
         worker.start()
         marks = []
         for pause in (*seconds, 0):
+            if len(marks) == 1:
+                asker.take()  # of the time before the counting
             marks.append((time.monotonic(), meter.count))
             time.sleep(pause)
-            if pause == seconds[0]:
-                asker.take()
         beside = asker.take() or [seconds[1] * 1e3]
         with contextlib.suppress(OSError):
             bulk.shutdown(socket.SHUT_RDWR)
