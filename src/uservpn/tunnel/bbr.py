@@ -15,6 +15,8 @@ Three things differ; docs/congestion.md has the measurements behind them:
 - To see the empty path again it halves what is on it (as BBRv2 does) instead of cutting to 4 messages.
 - Flows that share a path end up with equal rates: their windows have a part that grows with the root of the
   rate only. A round that lost messages while a queue stood shrinks all that goes beyond 1.0 (as BBRv2 does).
+- A round trip that stays the same although much less is on the path is no queue's: the path has become
+  longer, and is looked at from the beginning (tunnel/longer.py).
 - Where the queue stands round after round although no more than 1.25 rates times round trips of ours are on
   the path, it is somebody else's. Then it *competes*: its window is CUBIC's (tunnel/cubic.py) where that is
   larger. Every RIVAL_ROUNDS rounds, best right after a loss (when others shrink, too), it lets its share of
@@ -30,6 +32,7 @@ from typing import Final
 
 from uservpn.tunnel.congestion import Sample
 from uservpn.tunnel.cubic import CubicWindow
+from uservpn.tunnel.longer import SAME_GAIN, SAME_S, LongerPath
 from uservpn.tunnel.rates import Lowest, RateFilter
 
 MESSAGE: Final = 1400
@@ -69,8 +72,6 @@ TEST_ROUNDS_LOSS: Final = 4
 DRAINED_GAIN: Final = 1.25
 DRAINED_S: Final = 0.005
 """A round trip that is no longer than so many of the shortest ones, and this, saw no queue."""
-SAME_GAIN: Final = 1.02
-SAME_S: Final = 0.001
 SAME_COUNT: Final = 3
 """So many tests in a row with the same shortest round trip: no rival, the path itself has become longer."""
 COMPETE_START: Final = 0.25
@@ -122,6 +123,7 @@ class Bbr:
         self._block_lost = 0
         self._block_total = 0
         self._queued_rounds = 0
+        self._longer = LongerPath()
         self._spare = 1.0
         self._fair = FAIR if shares else 0.0
         self._queue_lost = 0
@@ -222,6 +224,7 @@ class Bbr:
                 self._spare = min(1.0, self._spare + SPARE_STEP)
         if self.state is State.COMPETE:
             self._end_compete_round(sample)
+        self._look_whether_longer(sample)
         self._round_acked = self._round_lost = 0
         self._round_rtt_s = 1e9
         if self.state is State.CYCLE:  # while a queue runs off no rate of the path is measured
@@ -237,6 +240,24 @@ class Bbr:
             # what a large flight lost is found out when little of it is left to be confirmed
             self._end_start_round(sample, lost / max(total, self._last_total, 1))
         self._last_total = total
+
+    def _look_whether_longer(self, sample: Sample) -> None:
+        """A path that has become longer is no queue: it is another path, whose rate is looked for anew."""
+        if self.state not in (State.CYCLE, State.COMPETE, State.TEST) or self._round_rtt_s >= 1e9:
+            return
+        if self._is_drained(self._round_rtt_s):
+            self._longer.forget()
+            return
+        rtt_s = self._longer.note(self._round_rtt_s, sample.inflight)
+        if rtt_s is None:
+            return
+        self.rtt_min_s = rtt_s
+        self._rtt_min_at = sample.now
+        self._end_compete(sample.now)
+        self.state = State.START
+        self._full_rate = self._full_rounds = 0
+        self._spare = 1.0
+        self._is_queued = False
 
     def _end_start_round(self, sample: Sample, loss: float) -> None:
         """A standing queue, much more loss than before, a rate that no longer grows: the path is full."""
@@ -304,6 +325,7 @@ class Bbr:
 
     def _end_compete(self, now: float) -> None:
         self._cubic = None
+        self._longer.forget()
         self._tests.clear()
         self._queued_rounds = 0
         self._enter_cycle(2, now)
