@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 import uvloop
 
-from uservpn.links.kcp import HEAD, MANY, MINRTO_MS, MTU, KcpSession
+from uservpn.links.kcp import ANSWER_S, HEAD, MANY, MINRTO_MS, MTU, KcpSession
 from uservpn.wire.header import HeaderCodec
 from uservpn.wire.keys import KeyRing
 
@@ -93,6 +93,52 @@ def test_what_kcp_tells_of_its_segments() -> None:
         await pair.until(lambda: len(pair.sent) >= before + 20)  # resent after a time-out
         assert pair.near.below().resent >= 18 * MTU
         pair.close()
+
+    uvloop.run(main())
+
+
+def test_who_acknowledges_nothing_is_told_from_one_that_answers() -> None:
+    async def main() -> None:
+        pair = Lossy()
+        pair.near.writelines([bytes(100)])
+        await pair.until(lambda: pair.near.held() == 0)
+        assert not pair.near.is_resending()
+        pair.is_hole = True
+        pair.near.writelines([bytes(100)])
+        await pair.turns()
+        assert not pair.near.is_resending(), "there was no time yet for an answer"
+        await pair.until(pair.near.is_resending)
+        pair.is_hole = False
+        await pair.until(lambda: pair.near.held() == 0)
+        assert not pair.near.is_resending()
+        pair.close()
+
+    uvloop.run(main())
+
+
+def test_datagrams_that_follow_each_other_closely_have_one_answer() -> None:
+    """Each answer costs a datagram, and work along all segments under way at the other end."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        sent: list[bytes] = []
+        answers: list[bytes] = []
+        near = KcpSession(7, sent.append, lambda: None)
+        far = KcpSession(7, answers.append, lambda: None)
+        near.writelines([bytes(40 * (MTU - HEAD))])
+        await asyncio.sleep(0)
+        assert len(sent) == 40
+        began = loop.time()
+        for datagram in sent[:40]:
+            far.receive(datagram)
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        while len(b"".join(answers)) < 40 * HEAD:
+            await asyncio.sleep(0.001)
+        assert len(answers) <= 2 + (loop.time() - began) / ANSWER_S
+        assert loop.time() - began < 1
+        near.abort()
+        far.abort()
 
     uvloop.run(main())
 

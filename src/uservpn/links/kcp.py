@@ -31,6 +31,9 @@ CAPS: Final = stream_caps("kcp", True)
 MTU: Final = 1350
 """Of KCP's segments; with the seal, UDP and IPv6 a packet of 1,418 bytes."""
 INTERVAL_MS: Final = 10
+ANSWER_S: Final = 0.001
+"""Acknowledgements, and what they let leave, go out at most once in so long: each costs a datagram and, at
+both ends, a walk along all segments under way."""
 WINDOW: Final = 8192
 """Segments from the first missing one on, either way: 11 MB."""
 HEAD: Final = 24
@@ -64,6 +67,10 @@ class KcpLink(StreamLink):
         """What KCP keeps, sent or not."""
         return self.session.held() if self.session is not None else 0
 
+    def is_resending(self) -> bool:
+        """Did KCP send something again since anything was acknowledged in order?"""
+        return self.session is not None and self.session.is_resending()
+
 
 class KcpSession:
     """One conversation: KCP on one side, a StreamLink on the other, whose transport it is."""
@@ -81,9 +88,14 @@ class KcpSession:
         kcp.wndsize(WINDOW, WINDOW)
         self._timer: asyncio.TimerHandle | None = None
         self._turn: asyncio.Handle | None = None
+        self._answer: asyncio.TimerHandle | None = None
+        self._flushed_at = 0.0
         self._is_closed = False
         self._numbers = 0  # of segments sent at least once; KCP's own wrap
         self._bytes_put = 0
+        self._first_missing = kcp.snd_una
+        self._timeouts = 0
+        """KCP's count of them when the first missing segment became that."""
         self.link: KcpLink | None = None
 
     # --- the transport of its link ---------------------------------------------------------------
@@ -110,7 +122,7 @@ class KcpSession:
         """Ends the session; KCP has no goodbye, so the other side gives up by itself."""
         if not self._is_closed:
             self._is_closed = True
-            for handle in (self._timer, self._turn):
+            for handle in (self._timer, self._turn, self._answer):
                 if handle is not None:
                     handle.cancel()
             self._ended()
@@ -123,6 +135,10 @@ class KcpSession:
         """Bytes that were not acknowledged."""
         waiting: int = self._kcp.waitsnd()
         return waiting * (MTU - HEAD)
+
+    def is_resending(self) -> bool:
+        """Was something sent again after a time-out since the first missing segment became that?"""
+        return bool(self._kcp.xmit != self._timeouts)
 
     def below(self) -> Below:
         """Segments as bytes. What was sent again is what left beyond one datagram for each segment."""
@@ -149,10 +165,13 @@ class KcpSession:
         self._kcp.current = int(self._loop.time() * 1000) & 0xFFFFFFFF
         if self._kcp.receive_data(segments) < 0:
             return
+        if self._kcp.snd_una != self._first_missing:
+            self._first_missing = self._kcp.snd_una
+            self._timeouts = self._kcp.xmit
         while (data := self._kcp.next_event()) is not None:
             if self.link is not None:
                 self.link.feed(data)
-        self._soon()
+        self._answer_soon()
 
     def _output(self, segments: bytes) -> int:
         if len(segments) > MTU // 2:  # others are acknowledgements, or a short segment
@@ -168,8 +187,21 @@ class KcpSession:
         if self._turn is None:
             self._turn = self._loop.call_soon(self._news)
 
+    def _answer_soon(self) -> None:
+        """The same, but if there was one just now a moment later: until then more may come to be answered."""
+        if self._turn is None and self._answer is None:
+            wait_s = self._flushed_at + ANSWER_S - self._loop.time()
+            if wait_s > 0:
+                self._answer = self._loop.call_later(wait_s, self._news)
+            else:
+                self._soon()
+
     def _news(self) -> None:
-        self._turn = None
+        for handle in (self._turn, self._answer):
+            if handle is not None:
+                handle.cancel()
+        self._turn = self._answer = None
+        self._flushed_at = self._loop.time()
         self._update(True)
 
     def _on_timer(self) -> None:
