@@ -6,7 +6,6 @@ Calls of Python functions and of C functions are both counted; a change that add
 from __future__ import annotations
 
 import asyncio
-import sys
 
 from uservpn.kit.endpoint import Endpoint
 from uservpn.links.udp import UdpPlugin
@@ -16,7 +15,7 @@ from uservpn.tunnel.events import Data
 from uservpn.wire.constants import Kind
 from uservpn.wire.header import HeaderCodec, pack_fields
 from uservpn.wire.keys import KeyRing
-from world import BASE, KEY, Member, in_runs, pair
+from world import BASE, KEY, Member, calls_of, in_runs, pair
 
 CHUNK = 64 * 1024
 CHUNKS = 32
@@ -31,22 +30,6 @@ DATAGRAM_RECEIVE_CALLS_MAX = 10
 BURST_WRITE_CALLS_MAX = 1.3
 BURST_OPEN_CALLS_MAX = 0.5
 """The link's part for one datagram of a burst of 176: written, and its header opened."""
-
-
-def _calls(work) -> int:
-    count = 0
-
-    def count_calls(frame, event, argument):
-        nonlocal count
-        if event in ("call", "c_call"):
-            count += 1
-
-    sys.setprofile(count_calls)
-    try:
-        work()
-    finally:
-        sys.setprofile(None)
-    return count
 
 
 def test_calls_per_bulk_chunk_stay_within_their_budget():
@@ -69,7 +52,7 @@ def test_calls_per_bulk_chunk_stay_within_their_budget():
 
     # What the sink grants while it works is not part of this cost: credit is given beforehand.
     stream.send_limit = stream.sent_size + 2 * CHUNK * CHUNKS
-    send_calls = _calls(send)
+    send_calls = calls_of(send)
     assert len(sent) >= 2 * CHUNKS
     sink = server.node.peers[7].tunnel.streams[stream.id]
     sink.recv_limit += 2 * CHUNK * CHUNKS
@@ -88,7 +71,7 @@ def test_calls_per_bulk_chunk_stay_within_their_budget():
                     sink_tunnel.consumed(sink, len(event.chunk), world.now)
 
     sink_tunnel = server.node.peers[7].tunnel
-    receive_calls = _calls(receive)
+    receive_calls = calls_of(receive)
     assert got == CHUNK * CHUNKS
     print(f"per chunk: {send_calls / CHUNKS:.1f} to send, {receive_calls / CHUNKS:.1f} to receive")
     assert send_calls / CHUNKS <= SEND_CALLS_MAX
@@ -106,7 +89,7 @@ def test_calls_per_datagram_stay_within_their_budget():
     def counted(room, now):
         nonlocal calls, datagrams
         batches: list = []
-        made = _calls(lambda: batches.extend(take(room, now)))
+        made = calls_of(lambda: batches.extend(take(room, now)))
         count = sum(len(batch) // 2 for _, batch in batches)
         if count >= 8:  # of a bulk transfer
             calls += made
@@ -132,7 +115,7 @@ def test_calls_per_datagram_stay_within_their_budget():
     def receive() -> None:
         nonlocal got
         for start in range(0, len(sent), 44):
-            sink.node.receive_batch(5, runs[start // 44], lambda link: 0, world.now)
+            assert not [*sink.node.receive_batch(5, runs[start // 44], lambda link: 0, world.now)]
             for event in joined(sink.node.take_events(world.now)):
                 if type(event) is Data:
                     got += len(event.chunk)
@@ -142,7 +125,7 @@ def test_calls_per_datagram_stay_within_their_budget():
                 else:
                     sink.handle(event)
 
-    receive_calls = _calls(receive)
+    receive_calls = calls_of(receive)
     assert got == 1_000_000
     print(
         f"a datagram: {calls / datagrams:.1f} to send, {receive_calls / len(sent):.1f} to receive"
@@ -177,13 +160,13 @@ def test_calls_of_the_udp_link_per_datagram_of_a_burst_stay_within_their_budget(
         link = await client.connect(Endpoint("udp", "127.0.0.1", sock.port), codec, owner)
         asyncio.get_running_loop().remove_reader(sock._sock.fileno())
         link.sock._put = lambda link, parts, segment: not written.append(len(parts))
-        write_calls = _calls(lambda: link.send(batch))
+        write_calls = calls_of(lambda: link.send(batch))
         sock._landing.grow()
         lying = b"".join(batch)
         sock._landing.view[: len(lying)] = lying
         came = [Stretch(0, len(lying), len(lying) // count)]
         sock._hand_on((("127.0.0.1", 9), b""), came)  # views are made, the link is there
-        open_calls = _calls(lambda: sock._hand_on((("127.0.0.1", 9), b""), came))
+        open_calls = calls_of(lambda: sock._hand_on((("127.0.0.1", 9), b""), came))
         client.close()
         server.close()
         return write_calls, open_calls

@@ -75,7 +75,7 @@ class Sink:
             if batch == 1:
                 self.node.receive(5, *opened[0], self.now)
             else:
-                self.node.receive_batch(5, in_runs(opened), lambda link: 0, self.now)
+                assert not [*self.node.receive_batch(5, in_runs(opened), lambda link: 0, self.now)]
             for event in self.node.take_events(self.now):
                 self.member.handle(event)
             self.node.next_deadline()

@@ -13,7 +13,7 @@ from cryptography.exceptions import InvalidTag
 from uservpn.mesh.claims import Claims
 from uservpn.mesh.directory import Directory
 from uservpn.mesh.mailbox import Mailbox
-from uservpn.node.relay import Freshness
+from uservpn.node.relay import Flow
 from uservpn.node.table import Table
 from uservpn.sim import campaign
 from uservpn.sim.big import IDLE_BYTES_S, Big
@@ -151,7 +151,7 @@ def test_a_broken_law_ends_the_world_and_says_how_to_see_it_again(monkeypatch, s
 
 
 def test_a_message_that_a_relay_passes_on_twice_is_found(monkeypatch):
-    monkeypatch.setattr(Freshness, "admit", lambda self, header: True)
+    monkeypatch.setattr(Flow, "admit", lambda self, number: True)
     send = Network.send
 
     def double(self, *args):

@@ -10,6 +10,7 @@ import socket
 import pytest
 
 from uservpn.links import stream as tcp
+from uservpn.links.backlog import LIMIT_MAX
 from uservpn.links.stream import BUFFER_SIZE, STRANGER_S, UNPROVEN_S
 from uservpn.links.tcp import TcpLink
 from uservpn.wire.constants import HEADER_SIZE, KIB, PAYLOAD_SIZE_MAX, Kind
@@ -313,6 +314,22 @@ def test_acknowledged_bytes_of_a_large_message_are_progress(clock, monkeypatch):
         clock.pass_on(1.0)
         told.append(bench.owner.progress)
     assert told == [0, 0, 1, 1, 2]
+
+
+def test_a_fast_link_with_nothing_queued_gets_all_of_a_read_and_else_half_a_megabyte(
+    clock, monkeypatch
+):
+    monkeypatch.setattr("uservpn.links.tcp._writev", None)  # the socket is made up
+    monkeypatch.setattr(TcpLink, "unsent_below", lambda link: 0)
+    bench = Bench(accepted=False)
+    while bench.link.room() < tcp.BURST:  # it carries whatever it gets
+        bench.link.send([bytes(bench.link.room())])
+        bench.transport.written = b""
+    assert bench.link.room() == tcp.BURST + 1 >= BUFFER_SIZE
+    bench.transport.written = bytes(1)
+    assert bench.link.room() == LIMIT_MAX
+    bench.transport.written = bytes(LIMIT_MAX + 1)
+    assert bench.link.room() == 0
 
 
 def test_the_limits_are_those_of_the_wire():

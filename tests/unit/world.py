@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import heapq
 import random
+import sys
 
 from uservpn.errors import Fault
 from uservpn.node.node import Node
@@ -303,6 +304,23 @@ class World:
             steps_max -= 1
             assert steps_max > 0, "the world does not come to rest"
         self.now = end
+
+
+def calls_of(work) -> int:
+    """How many functions, of Python and of C, `work` calls."""
+    count = 0
+
+    def count_calls(frame, event, argument):
+        nonlocal count
+        if event in ("call", "c_call"):
+            count += 1
+
+    sys.setprofile(count_calls)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return count
 
 
 def pair(**options):

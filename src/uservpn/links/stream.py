@@ -27,6 +27,8 @@ from uservpn.wire.header import Header, HeaderCodec, Run
 
 ROOM_MIN: Final = 64 * KIB
 """A fast link that is not full takes at least so much: no message is cut for the last bytes."""
+BURST: Final = 1024 * KIB
+"""A fast link with nothing queued gets all that one read brings: the kernel takes most of it at once."""
 LOOK_S: Final = 0.01
 """A slow link that is full by what lies below its transport is looked at again after so long."""
 WATCH_S: Final = 1.0
@@ -43,7 +45,7 @@ STRANGER_S: Final = 60.0
 UNPROVEN_S: Final = 20.0
 """How long an accepted connection may stay without one genuine message."""
 
-assert HEADER_SIZE + PAYLOAD_SIZE_MAX <= BUFFER_SIZE
+assert HEADER_SIZE + PAYLOAD_SIZE_MAX <= BUFFER_SIZE <= BURST
 
 
 def stream_caps(protocol: str, is_self_bounding: bool) -> LinkCaps:
@@ -121,7 +123,7 @@ class StreamLink(asyncio.BufferedProtocol):
                 self._look_later(PIPE_LOOK_S)
             return room
         if self._limit == LIMIT_MAX:
-            room = LIMIT_MAX + 1 - size
+            room = (LIMIT_MAX if size else BURST) + 1 - size
             return max(ROOM_MIN, room) if room > 0 else room
         size += self.unsent_below()
         self._backlog.look(self._loop.time(), self.bytes_out - size, size)

@@ -7,7 +7,7 @@ at a time; what all others do is in node/deeds.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from uservpn.errors import PeerFault
@@ -20,8 +20,9 @@ from uservpn.node.flights import Flights
 from uservpn.node.linking import Linking
 from uservpn.node.numbers import Numbers
 from uservpn.node.options import CloseWanted
+from uservpn.node.passing import Passing, Room
 from uservpn.node.reach import Reach
-from uservpn.node.relaying import Passing, Relaying, Room
+from uservpn.node.relaying import Relaying
 from uservpn.node.table import LinkEntry, Peer, Table
 from uservpn.types import Buffer, LinkId, NodeId
 from uservpn.wire.constants import CLAIMED_KINDS, FLAG_BOUND, KIB, TAG_SIZE, Kind
@@ -99,18 +100,22 @@ class Arrivals:
 
     def receive_batch(
         self, link: LinkId, runs: Sequence[Run], room: Room, now: float
-    ) -> Iterable[tuple[LinkId, list[Buffer]]]:
+    ) -> Iterator[tuple[LinkId, list[Buffer]]]:
         """As `receive` for each message, at less cost: what all have in common is looked at once.
 
         That is whose link it is, that it was heard, and how long its stamps were under way. Messages of
-        others that need not wait are returned, payloads where they lie, for the driver to send at once.
+        others that need not wait are yielded, payloads where they lie, for the driver to send before it asks
+        for more: it has to go on to the end.
         """
         passing: Passing | None = None
         for run in runs:
             if run.header.destination != self._table.me:
-                passing = passing or Passing(room)
-                self._relaying.pass_run(link, run, passing, now)
+                passing = passing or self._relaying.passing(room, now)
+                if len(run.bodies) > 1 or not passing.follows(run.header, run.bodies[0]):
+                    yield from self._relaying.pass_run(link, run, passing, now)
                 continue
+            if passing is not None:
+                passing.halt()  # what this does may change the ways
             left, rest = len(run.bodies), run
             while left:
                 done = self._receive_run(link, rest, now)
@@ -120,7 +125,10 @@ class Arrivals:
                 left -= done
                 if left:
                     rest = rest.after(done)
-        return passing.batches.items() if passing is not None else ()
+        if passing is not None:
+            for outlet in passing.outlets.values():
+                if outlet.parts:
+                    yield outlet.take()
 
     def hear_rival(self, peer: Peer, now: float) -> None:
         """Another boot of the peer waits: if the known one is gone, what it said is heard."""

@@ -58,6 +58,14 @@ class Flow:
     window: ReplayWindow
     newest: int = -1
 
+    def admit(self, number: int) -> bool:
+        """Is the message of this boot with this number new?"""
+        if not self.window.admit(number):
+            return False
+        if number > self.newest:
+            self.newest = number
+        return True
+
 
 @dataclass(slots=True)
 class Counters:
@@ -120,10 +128,11 @@ class Freshness:
             flow = self._flows[key] = Flow(header.boot, ReplayWindow(WINDOW_MAX))
         else:
             self._flows.move_to_end(key)
-        if not flow.window.admit(header.number):
-            return False
-        flow.newest = max(flow.newest, header.number)
-        return True
+        return flow.admit(header.number)
+
+    def flow_of(self, header: Header) -> Flow:
+        """That of a message that was admitted just now."""
+        return self._flows[header.origin, header.destination]
 
 
 @dataclass(slots=True)

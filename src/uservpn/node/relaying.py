@@ -6,11 +6,12 @@ and is probed like any other. What passes over this node is queued by neighbour 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Final
 
 from uservpn.mesh.liveness import LinkState
 from uservpn.mesh.routes import Route, Routes
+from uservpn.node.passing import Course, Passing, Room
 from uservpn.node.relay import Reason, Relay, next_hop
 from uservpn.node.table import OVERHEAD, UNPROVEN_S, LinkEntry, Peer, Table
 from uservpn.types import Buffer, LinkId, NodeId
@@ -30,27 +31,10 @@ NOTE_EVERY_S: Final = 0.1
 """What passes without waiting is noted in the neighbour's contact this often: no flush for each read."""
 TOLD_MAX: Final = 1024
 
-Room = Callable[[LinkId], int]
 Batches = list[tuple[LinkId, list[bytes]]]
 """Per link of the driver: headers and sealed payloads in the order to send them."""
 Loss = tuple[LinkId, str]
 """A way that is gone, and why; for the owner's `link_down`."""
-
-
-class Passing:
-    """What goes on at once, of what one read has brought; payloads lie where they were read to."""
-
-    def __init__(self, room: Room) -> None:
-        self.batches: dict[LinkId, list[Buffer]] = {}
-        """As `Batches`: to be sent before the buffers are used again. None is empty."""
-        self.rooms: dict[LinkId, int] = {}
-        self._room = room
-
-    def free(self, carrier: LinkId) -> int:
-        """Room that is left on this link of the driver."""
-        if carrier not in self.rooms:
-            self.rooms[carrier] = self._room(carrier)
-        return self.rooms[carrier]
 
 
 class Relaying:
@@ -72,29 +56,38 @@ class Relaying:
         if found is not None:
             self._queue(header, body, found[0], now)
 
-    def pass_run(self, link: LinkId, run: Run, passing: Passing, now: float) -> None:
-        """As `pass_on` for each; what need not wait is not queued but goes to `passing` as it lies."""
-        table, queues, counters = self._table, self.relay.queues, self.relay.counters
-        reseal, stamp = table.codec.reseal, self._stamp(now)
+    def passing(self, room: Room, now: float) -> Passing:
+        """For what one read has brought."""
+        return Passing(room, self._table.codec, self._stamp(now), self.relay.counters)
+
+    def pass_run(
+        self, link: LinkId, run: Run, passing: Passing, now: float
+    ) -> Iterator[tuple[LinkId, list[Buffer]]]:
+        """As `pass_on` for each; what need not wait is not queued but goes to `passing` as it lies.
+
+        What has used the room of its link is yielded: if it is taken at once, there is room for more.
+        """
         for header, body in run.messages():
+            if passing.follows(header, body):
+                continue
             found = self._onward(link, header, now)
             if found is None:
                 continue
-            onward, carrier = found
-            free = passing.free(carrier)
-            if onward.id in queues or free <= 0:
+            onward, outlet = found[0], passing.outlet(found[1])
+            is_waiting = onward.id in self.relay.queues
+            if outlet.room <= 0 and outlet.parts and not is_waiting:
+                yield outlet.take()
+                outlet.room = passing.room(outlet.carrier)
+            if is_waiting or outlet.room <= 0:
+                passing.halt()
                 self._queue(header, body, onward, now)
                 continue
-            size = len(body)
-            passing.rooms[carrier] = free - size
-            batch = passing.batches.setdefault(carrier, [])
-            batch += (reseal(header, header.hop2 == table.me, stamp), body)
-            counters.passed += 1
-            counters.passed_bytes += size
+            flow = self.relay.freshness.flow_of(header)
+            passing.go(Course(onward, outlet, flow, header.hop2 == self._table.me), header, body)
             if now >= onward.passed_at + NOTE_EVERY_S:
                 onward.passed_at = now
                 onward.is_onward = True
-                table.touch(onward)
+                self._table.touch(onward)
 
     def _onward(self, link: LinkId, header: Header, now: float) -> tuple[Peer, LinkId] | None:
         """To whom, and over which link, this message goes on; None: not at all, and its origin is told."""

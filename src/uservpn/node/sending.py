@@ -6,7 +6,8 @@ from typing import Final
 
 from uservpn.errors import Fault
 from uservpn.mesh.liveness import LinkState
-from uservpn.node.relaying import Batches, Relaying, Room
+from uservpn.node.passing import Room
+from uservpn.node.relaying import Batches, Relaying
 from uservpn.node.scheduling import OWED_MAX, OWED_START, Choice
 from uservpn.node.sizing import Sizing
 from uservpn.node.table import Peer, Table
