@@ -140,6 +140,29 @@ def test_a_source_with_little_to_say_does_not_make_the_path_look_slow():
     assert pipe.window > 0.75 * window
 
 
+@pytest.mark.parametrize("bulk_s", [0.0, 2.0])
+@pytest.mark.parametrize("is_always", [False, True])
+def test_what_little_waits_in_somebody_elses_queue_tells_nothing_of_the_rate(bulk_s, is_always):
+    """Questions and reports beside bulk on another connection; then the bulk comes to this one."""
+    kernel = Kernel(12.5e6, 0.1, is_greedy=True)
+    pipe = Pipe(is_always)
+    begun = 0
+    while kernel.now < 11.0:
+        kernel.step()
+        is_beside = 4.0 < kernel.now < 9.0
+        if is_beside:  # the other one keeps a round trip's worth in the queue
+            kernel.queue = max(kernel.queue, kernel.rate * kernel.rtt_s)
+        if pipe.is_due(kernel.now):
+            pipe.look(kernel.now, kernel.below())
+        size = pipe.room if kernel.now < bulk_s or kernel.now > 9.0 else 200
+        if 0 < size <= pipe.room:
+            pipe.took(size)
+            kernel.unsent += size
+        if kernel.now <= 10.0:
+            begun = kernel.delivered
+    assert kernel.delivered - begun > 0.75 * kernel.rate
+
+
 def test_a_source_that_makes_a_queue_has_enough_though_there_is_room_at_every_look():
     """Else the start would not end, and its window would be the queue."""
     kernel = Kernel(12.5e6, 0.1, is_greedy=True)

@@ -82,7 +82,10 @@ class Pipe:
         self._delivered = 0
         self._round_end = 0
         self._limited_until = -1
-        """What is delivered up to here left while the source had too little for all the room."""
+        """What is delivered up to here left while the source had too little for all the room..."""
+        self._little_until = -1
+        """...or for half of it: a queue, if there is one, is somebody else's."""
+        self._offered = 0
         self._quiet_since: float | None = None
         self._resent = 0
         self._lossy_rounds = 0
@@ -114,6 +117,8 @@ class Pipe:
         self.is_bounding = self._is_always or below.rtt_min_s >= FAR_RTT_S
         if self.room > 0:
             self._limited_until = below.delivered + below.inflight + below.unsent
+            if 2 * self.room > self._offered:
+                self._little_until = self._limited_until
         self._look_at = now + (LOOK_S if self.is_bounding else LOOK_NEAR_S)
         if below.inflight == 0 and below.unsent == 0:
             self._rest(now)
@@ -122,10 +127,15 @@ class Pipe:
                 self._bbr.on_restart(now)
             self._quiet_since = None
         self._learn(now, below)
+        self.room = self._offered = self._room(below)
+
+    # --- inside ----------------------------------------------------------------------------------
+
+    def _room(self, below: Below) -> int:
+        """Bytes that the layer below may get until the next look."""
         free = self.window - below.inflight - below.unsent
         if self._is_always:
-            self.room = free + int(below.inflight * self._bbr.loss)
-            return
+            return free + int(below.inflight * self._bbr.loss)
         is_starting = self._bbr.state is State.START
         is_kernels = is_starting or self._is_repairing(below)
         span = UNSENT_OWN_S if is_kernels else UNSENT_S
@@ -135,9 +145,7 @@ class Pipe:
         elif is_kernels:
             free = most
         # what is too much on its way is past help: the unsent alone may make what is urgent wait
-        self.room = min(max(free, 0), most)
-
-    # --- inside ----------------------------------------------------------------------------------
+        return min(max(free, 0), most)
 
     def _is_repairing(self, below: Below) -> bool:
         """Is what is on its way left to the kernel? It loses packets, leaves no queue, and does not race."""
@@ -148,9 +156,16 @@ class Pipe:
         )
 
     def _is_queued(self, below: Below) -> bool:
-        """Does a queue stand on the path? Then its source had enough to send, too."""
+        """Does a queue stand on the path, whosoever it is?"""
         rtt_s = self._bbr.rtt_min_s or below.rtt_min_s
         return below.rtt_s >= rtt_s * 1.125 + QUEUE_S
+
+    def _is_limited(self, below: Below) -> bool:
+        """Had the source of what is delivered now too little for the path?"""
+        if below.delivered < self._little_until:
+            return True
+        # what made a queue was enough, though there was some room at every look
+        return below.delivered < self._limited_until and not self._is_queued(below)
 
     def _rest(self, now: float) -> None:
         """Nothing is under way: what is delivered from now on begins a new account."""
@@ -186,7 +201,7 @@ class Pipe:
                 below.inflight,
                 below.rtt_min_s if is_first else below.rtt_s,
                 self._rate(now, below),
-                below.delivered < self._limited_until and not self._is_queued(below),
+                self._is_limited(below),
                 is_round,
             )
         )

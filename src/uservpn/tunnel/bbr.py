@@ -261,16 +261,18 @@ class Bbr:
 
     def _end_start_round(self, sample: Sample, loss: float) -> None:
         """A standing queue, much more loss than before, a rate that no longer grows: the path is full."""
+        if sample.is_limited:
+            return  # what little the source had does not fill it: a queue is somebody else's
         if self._is_queued or (self._losses.count > 1 and loss > START_LOSS + 2.0 * self.loss):
             self._full_rounds = START_ROUNDS
-        elif not sample.is_limited:
-            # what gets lost anyhow is missing in the growth as well
-            growth = 1.0 + (GROWTH - 1.0) * (1.0 - 2.0 * self.loss)
-            if self.rate >= growth * self._full_rate:
-                self._full_rate = self.rate
-                self._full_rounds = 0
-            else:
-                self._full_rounds += 1
+            return
+        # what gets lost anyhow is missing in the growth as well
+        growth = 1.0 + (GROWTH - 1.0) * (1.0 - 2.0 * self.loss)
+        if self.rate >= growth * self._full_rate:
+            self._full_rate = self.rate
+            self._full_rounds = 0
+        else:
+            self._full_rounds += 1
 
     # --- beside a rival --------------------------------------------------------------------------
 
