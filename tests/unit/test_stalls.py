@@ -22,6 +22,15 @@ def test_blocked_udp_is_left_after_a_question_and_its_repetition(is_up):
     assert transfer.carriers() == {"tcp"}
 
 
+@pytest.mark.parametrize("seed", [1, 2])
+def test_blocked_udp_is_left_as_soon_after_a_black_hole_in_which_tcp_was_silent_too(seed):
+    """What carries nothing has nothing confirmed: that TCP is there again, its link has heard."""
+    transfer = Transfer(BOTH, seed=seed)
+    transfer.stall(black_hole(2.9), 2.2)
+    assert transfer.stall(blocked("udp"), 2) <= 0.5
+    assert transfer.carriers() == {"tcp"}
+
+
 @WAYS
 @pytest.mark.parametrize("protocols", [("udp",), BOTH], ids=",".join)
 def test_a_path_that_swallows_large_messages_costs_two_round_trips(protocols, is_up):

@@ -82,6 +82,11 @@ def _able_rate(way: Path) -> float:
     return way.rate if way.controller is None else max(way.rate, way.controller.pace)
 
 
+def _is_silent(state: LinkState, path: Path) -> bool:
+    """Was nothing heard on it since it was asked about? Its path may have carried nothing to be confirmed."""
+    return path.silent_count >= SILENT_COUNT and state.heard_at <= path.asked_at
+
+
 def _is_outdone(state: LinkState, links: Sequence[tuple[LinkState, Path]]) -> bool:
     """Was another link heard since this one owes an answer? Else all may be silent: no reason to leave."""
     since = state.heard_at if state.owed_since is None else max(state.heard_at, state.owed_since)
@@ -230,24 +235,27 @@ class Schedule:
         state, path = present
         followed = self._followed(present, links, now)
         if followed is not None:
-            self._trial = None
-            self.put_away(state.link, now)
-            self.current = followed[0].link
-            return Choice(*followed, left=path)
+            return self._move(state, path, followed, now)
         if not path.is_stuck:
             if path.silent_count == 0:
                 self._records.get(state.link, Record()).away_s = AWAY_S
             return None
         self._trial = None
-        for other, other_path in links:
-            record = self._records.get(other.link)
-            if other is state or record is None or other_path.silent_count >= SILENT_COUNT:
+        for pair in links:
+            record = self._records.get(pair[0].link)
+            if pair[0] is state or record is None:
                 continue
-            if record.asked_at > path.heard_at and other.heard_at > record.asked_at:
-                self.put_away(state.link, now)
-                self.current = other.link
-                return Choice(other, other_path, left=path)
+            if record.asked_at > path.heard_at and pair[0].heard_at > record.asked_at:
+                return self._move(state, path, pair, now)
         return Choice(state, path)
+
+    def _move(self, state: LinkState, path: Path, to: tuple[LinkState, Path], now: float) -> Choice:
+        """Away from a silent link to one that was heard since: a silence of that one is over."""
+        self._trial = None
+        self.put_away(state.link, now)
+        self.current = to[0].link
+        to[1].silent_count = 0
+        return Choice(*to, left=path)
 
     def _followed(
         self,
@@ -277,7 +285,7 @@ class Schedule:
         state, path = present
         ask: LinkState | None = None
         for other, other_path in links:
-            if other is state or other_path.silent_count >= SILENT_COUNT:
+            if other is state or _is_silent(other, other_path):
                 continue
             record = self._records.setdefault(other.link, Record())
             if now >= record.asked_at + ASK_EVERY_S or record.asked_at < path.heard_at:

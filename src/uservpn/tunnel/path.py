@@ -149,6 +149,8 @@ class Path:
         """Probes since the last confirmation on it."""
         self.heard_at = 0.0
         """When something on it was last confirmed."""
+        self.asked_at = -1.0
+        """When the first probe of this silence left."""
         self.probe_at: float | None = None
         """When an empty message is due."""
         self.is_probe_due = False
@@ -176,8 +178,6 @@ class Path:
         self._resent_at = -1.0
         self._large_at = -1.0
         """When the newest flight left of which a large message came."""
-        self._asked_at = -1.0
-        """When the first probe of this silence left."""
         self._was_asked_once = False
         """The report at hand came without a second probe."""
         self._newest: Flight | None = None
@@ -330,7 +330,7 @@ class Path:
     def probed(self, now: float) -> None:
         """A message leaves because no report came."""
         if self.silent_count == 0:
-            self._asked_at = now
+            self.asked_at = now
         self.is_probe_due = False
         self.silent_count += 1
         if self.silent_count == SILENT_COUNT + 1 and self.controller is not None and self.is_lossy:
@@ -369,12 +369,12 @@ class Path:
         if flight is None:
             return
         self._newest = None
-        if flight.sent_at >= self._asked_at or not self.is_lossy:
+        if flight.sent_at >= self.asked_at or not self.is_lossy:
             self.heard_at = now
             self._was_asked_once = self.silent_count <= 1
             self.silent_count = 0
             self.is_probe_due = False
-            self._asked_at = -1.0
+            self.asked_at = -1.0
         # else it came before the question, as a report over another path may tell: still no answer
         rtt = now - flight.sent_at
         is_round = flight.delivered >= self._round_end
