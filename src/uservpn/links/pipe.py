@@ -160,13 +160,6 @@ class Pipe:
         rtt_s = self._bbr.rtt_min_s or below.rtt_min_s
         return below.rtt_s >= rtt_s * 1.125 + QUEUE_S
 
-    def _is_limited(self, below: Below) -> bool:
-        """Had the source of what is delivered now too little for the path?"""
-        if below.delivered < self._little_until:
-            return True
-        # what made a queue was enough, though there was some room at every look
-        return below.delivered < self._limited_until and not self._is_queued(below)
-
     def _rest(self, now: float) -> None:
         """Nothing is under way: what is delivered from now on begins a new account."""
         if self._quiet_since is None:
@@ -193,15 +186,21 @@ class Pipe:
             self._lossy_rounds = LOSSY_ROUNDS
         # the first bytes may have made a queue of their own, which is not the path's length
         is_first = self._bbr.rtt_min_s is None
+        rtt_s: float | None = below.rtt_min_s if is_first else below.rtt_s
+        is_little = below.delivered < self._little_until
+        is_queued = self._is_queued(below)
+        if is_little and is_queued:
+            rtt_s = None  # in somebody else's queue
         self._bbr.on_sample(
             Sample(
                 now,
                 acked,
                 max(0, lost),
                 below.inflight,
-                below.rtt_min_s if is_first else below.rtt_s,
+                rtt_s,
                 self._rate(now, below),
-                self._is_limited(below),
+                # what made a queue was enough, though there was some room at every look
+                is_little or (below.delivered < self._limited_until and not is_queued),
                 is_round,
             )
         )

@@ -237,8 +237,9 @@ class Bbr:
         elif self.state is State.COMPETE or self.state is State.TEST:
             self._rates.forget(self._round - RATE_ROUNDS)
         if self.state is State.START:
-            # what a large flight lost is found out when little of it is left to be confirmed
-            self._end_start_round(sample, lost / max(total, self._last_total, 1))
+            # what a large flight lost is found out when little of it is left to be confirmed; of a small one
+            # a single message is a large share
+            self._end_start_round(sample, lost / max(total, self._last_total, WINDOW_START))
         self._last_total = total
 
     def _look_whether_longer(self, sample: Sample) -> None:
@@ -261,18 +262,16 @@ class Bbr:
 
     def _end_start_round(self, sample: Sample, loss: float) -> None:
         """A standing queue, much more loss than before, a rate that no longer grows: the path is full."""
-        if sample.is_limited:
-            return  # what little the source had does not fill it: a queue is somebody else's
         if self._is_queued or (self._losses.count > 1 and loss > START_LOSS + 2.0 * self.loss):
             self._full_rounds = START_ROUNDS
-            return
-        # what gets lost anyhow is missing in the growth as well
-        growth = 1.0 + (GROWTH - 1.0) * (1.0 - 2.0 * self.loss)
-        if self.rate >= growth * self._full_rate:
-            self._full_rate = self.rate
-            self._full_rounds = 0
-        else:
-            self._full_rounds += 1
+        elif not sample.is_limited:
+            # what gets lost anyhow is missing in the growth as well
+            growth = 1.0 + (GROWTH - 1.0) * (1.0 - 2.0 * self.loss)
+            if self.rate >= growth * self._full_rate:
+                self._full_rate = self.rate
+                self._full_rounds = 0
+            else:
+                self._full_rounds += 1
 
     # --- beside a rival --------------------------------------------------------------------------
 
