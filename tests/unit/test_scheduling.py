@@ -7,16 +7,19 @@ import pytest
 from test_relaying import HOME, _server
 from uservpn.mesh.liveness import LinkState
 from uservpn.node.scheduling import (
-    FLOWS,
     NEAR_S,
-    OPENING_MAX,
-    OPENING_S,
-    OWED_MAX,
     TRIAL_COUNT_S,
     TRIAL_FIRST_S,
     TRIAL_START_S,
-    UNUSED_S,
     Schedule,
+)
+from uservpn.node.sharing import (
+    FLOWS,
+    OPENING_MAX,
+    OPENING_S,
+    OWED_MAX,
+    UNUSED_S,
+    RelayedShare,
 )
 from uservpn.tunnel.bbr import Bbr
 from uservpn.tunnel.path import Path
@@ -291,9 +294,7 @@ def test_the_set_share_goes_over_relays(share, is_up):
     passed = sum(world.members[n].node.relay.counters.passed_bytes for n in (2, 3))
     assert abs(passed / total - share) < 0.02 + 0.01
     mine = source.node.peers[peer]
-    assert (
-        abs(mine.relayed_bytes / (mine.relayed_bytes + mine.schedule.direct_bytes) - share) < 0.02
-    )
+    assert abs(mine.relayed_bytes / (mine.relayed_bytes + mine.share.direct_bytes) - share) < 0.02
     # when nothing flows any more the way is closed
     world.run(3 * UNUSED_S)
     assert not any(state.relayed for state in mine.contact.links)
@@ -328,12 +329,12 @@ def test_a_relay_that_dies_takes_its_share_along_and_no_byte():
     assert bytes(exit.received[stream.id]) == data
 
 
-def _seeking() -> Schedule:
+def _seeking() -> RelayedShare:
     """So much flows that a relayed way is sought, at 10 s."""
-    schedule = Schedule()
-    schedule.direct_bytes = FLOWS
-    assert schedule.wants_way(10.0)
-    return schedule
+    owing = RelayedShare()
+    owing.direct_bytes = FLOWS
+    assert owing.wants_way(10.0)
+    return owing
 
 
 class Settled(Bbr):
@@ -348,48 +349,48 @@ class Settled(Bbr):
 
 def test_what_a_way_is_owed_while_it_opens_is_paid_when_it_stands():
     """A short transfer at 10 Gbit/s is half over by then."""
-    schedule = _seeking()
+    owing = _seeking()
     way, direct = Path(-1, Bbr()), Path(2)
     direct.rate = 1e9
-    schedule.sent_direct(32 << 20, 0.25, 10.1)
-    assert schedule.relay_owed == 8 << 20 > OWED_MAX
-    schedule.note_way(way, direct, 0.25, 10.2)  # it stands, and gets up to speed
-    assert schedule.relay_owed == 8 << 20
-    schedule.sent_direct(4 << 20, 0.25, 10.1 + OPENING_S)
-    assert schedule.relay_owed == 9 << 20
+    owing.sent_direct(32 << 20, 0.25, 10.1)
+    assert owing.owed == 8 << 20 > OWED_MAX
+    owing.note_way(way, direct, 0.25, 10.2)  # it stands, and gets up to speed
+    assert owing.owed == 8 << 20
+    owing.sent_direct(4 << 20, 0.25, 10.1 + OPENING_S)
+    assert owing.owed == 9 << 20
     way.rate = 1.0
-    assert schedule.holds(way, direct, 0.25)
-    schedule.sent_relayed(12 << 20, 0.25, 11.1)
-    assert schedule.relay_owed == 0
+    assert owing.holds(way, direct, 0.25)
+    owing.sent_relayed(12 << 20, 0.25, 11.1)
+    assert owing.owed == 0
 
 
 def test_a_way_that_is_far_too_slow_is_forgiven_and_one_that_never_comes_is_not_owed_much():
-    schedule = _seeking()
+    owing = _seeking()
     way, direct = Path(-1, Settled()), Path(2)
     direct.rate = 30e6
     for _ in range(10):
-        schedule.sent_direct(32 << 20, 0.25, 10.9)
-    assert schedule.relay_owed == OPENING_MAX
+        owing.sent_direct(32 << 20, 0.25, 10.9)
+    assert owing.owed == OPENING_MAX
     way.rate = 9.5e6  # its share would be 10e6
-    schedule.note_way(way, direct, 0.25, 11.0)
-    assert schedule.relay_owed == OPENING_MAX and schedule.holds(way, direct, 0.25)
+    owing.note_way(way, direct, 0.25, 11.0)
+    assert owing.owed == OPENING_MAX and owing.holds(way, direct, 0.25)
     way.rate = 6e6
     assert way.controller is not None
     way.controller.pace = 9.5e6
-    assert schedule.holds(way, direct, 0.25), "one slow report"
+    assert owing.holds(way, direct, 0.25), "one slow report"
     way.controller.pace = 1e6
-    schedule.note_way(way, direct, 0.25, 11.0)
-    assert schedule.relay_owed == OPENING_MAX and not schedule.holds(way, direct, 0.25)
+    owing.note_way(way, direct, 0.25, 11.0)
+    assert owing.owed == OPENING_MAX and not owing.holds(way, direct, 0.25)
     way.rate = 4e6
-    schedule.note_way(way, direct, 0.25, 11.0)
-    assert schedule.relay_owed == OWED_MAX
-    schedule.relay_owed = OPENING_MAX
-    schedule.direct_bytes += 1 << 20  # a burst is not what the link carries: 20 MB/s did
-    schedule.note_way(way, direct, 0.25, 11.05)
-    assert not schedule.holds(way, direct, 0.25)
-    schedule.direct_bytes += 600_000
-    schedule.note_way(way, direct, 0.25, 11.11)
-    assert schedule.holds(way, direct, 0.25)
+    owing.note_way(way, direct, 0.25, 11.0)
+    assert owing.owed == OWED_MAX
+    owing.owed = OPENING_MAX
+    owing.direct_bytes += 1 << 20  # a burst is not what the link carries: 20 MB/s did
+    owing.note_way(way, direct, 0.25, 11.05)
+    assert not owing.holds(way, direct, 0.25)
+    owing.direct_bytes += 600_000
+    owing.note_way(way, direct, 0.25, 11.11)
+    assert owing.holds(way, direct, 0.25)
     never = _seeking()
     never.sent_direct(32 << 20, 0.25, 10.0 + OPENING_S)
-    assert never.relay_owed == OWED_MAX
+    assert never.owed == OWED_MAX

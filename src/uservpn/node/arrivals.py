@@ -154,7 +154,7 @@ class Arrivals:
         kind = header.kind
         if kind == Kind.DATA:
             if entry.hops:
-                peer.schedule.relayed_at = now
+                peer.share.carried_at = now
             else:
                 peer.schedule.heard_on = link
             self._act_tunnel(peer, link, kind, payload, entry.is_lossy, now)

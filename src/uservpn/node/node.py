@@ -342,9 +342,9 @@ class Node:
         if peer.contact.has_mail:
             peer.mail.on_deadline(now)
         way = peer.spare_way()
-        if way is not None and now >= peer.schedule.unused_at(way):
+        if way is not None and now >= peer.share.unused_at(way):
             self._linking.link_down(way.link, "no longer used", now)
-            peer.schedule.way_closed()
+            peer.share.way_closed()
         if peer.contact.links:
             self.directory.heard(peer.id, peer.contact.heard_at or 0.0)
             peer.tunnel.on_deadline(now)

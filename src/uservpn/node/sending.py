@@ -8,7 +8,8 @@ from uservpn.errors import Fault
 from uservpn.mesh.liveness import LinkState
 from uservpn.node.passing import Room
 from uservpn.node.relaying import Batches, Relaying
-from uservpn.node.scheduling import OWED_MAX, OWED_START, Choice
+from uservpn.node.scheduling import Choice
+from uservpn.node.sharing import OWED_MAX, OWED_START
 from uservpn.node.sizing import Sizing
 from uservpn.node.table import Peer, Table
 from uservpn.tunnel.path import Path
@@ -133,7 +134,8 @@ class Sender:
         self, peer: Peer, choice: Choice, room: Room, out: Batches, sealing: Sealing, now: float
     ) -> None:
         """The tunnel's messages: the relayed way's share, then the chosen link's; others are only probed."""
-        tunnel, schedule, share = peer.tunnel, peer.schedule, self._table.relay_share
+        tunnel, schedule, owing = peer.tunnel, peer.schedule, peer.share
+        share = self._table.relay_share
         if choice.state.link != peer.sent_over:
             self._leave(peer, now)
             peer.sent_over = choice.state.link
@@ -141,13 +143,13 @@ class Sender:
         is_direct = not choice.state.relayed
         way = self._way(peer) if share and is_direct else None
         lanes = ALL_LANES
-        if way is not None and schedule.relay_owed > OWED_START and tunnel.has_bulk():
-            owed = int(schedule.relay_owed / (1.0 - share)) if share < 1.0 else OWED_MAX
+        if way is not None and owing.owed > OWED_START and tunnel.has_bulk():
+            owed = int(owing.owed / (1.0 - share)) if share < 1.0 else OWED_MAX
             held_by = self._take_path(peer, way, room, out, sealing, now, owed, BULK_ONLY)
             path = self._table.links[way.link].path
             if path is not None and share < 1.0:
-                schedule.note_way(path, choice.path, share, now)
-                if schedule.holds(path, choice.path, share):
+                owing.note_way(path, choice.path, share, now)
+                if owing.holds(path, choice.path, share):
                     lanes = FIRST_ONLY
         if tunnel.inbox.is_due and is_direct and schedule.heard_on != choice.state.link:
             for state in peer.contact.links:
@@ -155,7 +157,7 @@ class Sender:
                     self._take_path(peer, state, room, out, sealing, now, 0, REPORT_ONLY)
         is_held = lanes == FIRST_ONLY
         if len(tunnel.streams) > 1 and schedule.wants_second(
-            choice, tunnel.inbox.received + schedule.direct_bytes, now
+            choice, tunnel.inbox.received + owing.direct_bytes, now
         ):
             peer.contact.want_second(choice.state.link, now)
             if peer.contact.has_plans():
@@ -181,7 +183,7 @@ class Sender:
             path = self._table.links[state.link].path
             if path is not None and path.is_probe_due and state is not choice.state:
                 self._take_path(peer, state, room, out, sealing, now, 0, PROBE_ONLY)
-        if way is None and share and is_direct and schedule.wants_way(now):
+        if way is None and share and is_direct and owing.wants_way(now):
             self._relaying.seek(peer, now)
 
     def _way(self, peer: Peer) -> LinkState | None:
@@ -304,11 +306,11 @@ class Sender:
             out.append((again, peer.session.seal_batch(messages, *sealing, hops)))
         if hops:
             peer.relayed_bytes += size
-            peer.schedule.sent_relayed(size, self._table.relay_share, now)
+            peer.share.sent_relayed(size, self._table.relay_share, now)
         else:
-            peer.schedule.direct_bytes += size
+            peer.share.direct_bytes += size
             if self._table.relay_share:
-                peer.schedule.sent_direct(size, self._table.relay_share, now)
+                peer.share.sent_direct(size, self._table.relay_share, now)
         is_owed = state.owed_since is not None and not state.is_tentative  # that one owes an ANSWER
         if is_owed and path.heard_at > (state.owed_since or 0.0):
             state.owed_since = None  # what was sent on it came; the reports took another link

@@ -22,6 +22,7 @@ from uservpn.mesh.pathmtu import PathMtu
 from uservpn.mesh.routes import Route
 from uservpn.node.options import CloseWanted, NodeEvent, NodeOptions, PeerNews
 from uservpn.node.scheduling import Schedule
+from uservpn.node.sharing import RelayedShare
 from uservpn.tunnel.bbr import Bbr
 from uservpn.tunnel.path import Path
 from uservpn.tunnel.tunnel import Tunnel
@@ -150,6 +151,7 @@ class Peer:
         self.relayed_bytes = 0
         """Wire bytes of the tunnel that left over relays."""
         self.schedule = Schedule()
+        self.share = RelayedShare()
         self.fault = ""
 
     def has_work(self) -> bool:
@@ -193,7 +195,7 @@ class Peer:
                 due = other
         way = self.spare_way()
         if way is not None:
-            other = self.schedule.unused_at(way)
+            other = self.share.unused_at(way)
             if due is None or other < due:
                 due = other
         other = self.tunnel.next_deadline() if contact.links else None

@@ -128,7 +128,7 @@ def _tunnel(peer: Peer) -> dict[str, Any]:
         "spurious": tunnel.outbox.spurious_count,
         "recut": tunnel.outbox.recut_count,
         "relayed_bytes": peer.relayed_bytes,
-        "direct_bytes": peer.schedule.direct_bytes,
+        "direct_bytes": peer.share.direct_bytes,
     }
 
 
