@@ -123,12 +123,22 @@ def test_what_was_on_a_link_that_was_cut_is_resent_over_the_other_one():
 # --- the choice alone ----------------------------------------------------------------------------
 
 
+class Settled(Bbr):
+    """A controller that knows its path's rate, which it paces to less than that just now."""
+
+    is_starting = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pace = 1e6
+
+
 def _links(rtt_s: float = 0.1):
     found = []
     for link, protocol in ((TCP, "tcp"), (UDP, "udp")):
         state = LinkState(link, protocol, True, f"{protocol}://x", 0.0, 0.0, 0.0)
         state.rtt_s = rtt_s
-        found.append((state, Path(link, Bbr() if protocol == "udp" else None, rtt_s)))
+        found.append((state, Path(link, Settled() if protocol == "udp" else None, rtt_s)))
     return found
 
 
@@ -190,6 +200,27 @@ def test_a_comparison_waits_until_the_other_path_has_found_its_rate():
     used, now = _trial(schedule, links, now, {UDP: 5e6, TCP: 5e6}, slow_s=0.9 * TRIAL_START_S)
     assert used == UDP
     assert path.controller is not known and path.controller.is_starting
+
+
+def test_short_transfers_do_not_compare_a_path_whose_rate_was_never_found():
+    """What it has no room for, nearly all of each, the other one gets."""
+    links = _links()
+    path = next(path for state, path in links if state.link == UDP)
+    path.is_lossy, path.controller = True, Bbr(0.05)
+    schedule = Schedule()
+    used, now = _trial(schedule, links, 0.0, {UDP: 1e5, TCP: 5e6})
+    assert used == UDP
+    path.controller = Settled()
+    schedule._trial_at = now
+    used, now = _trial(schedule, links, now, {UDP: 1e5, TCP: 5e6})
+    assert used == TCP
+
+
+def test_a_pause_compares_nothing():
+    links = _links()
+    schedule = Schedule()
+    used, _ = _trial(schedule, links, 0.0, {UDP: 1e2, TCP: 1e4})
+    assert used == UDP
 
 
 def test_a_comparison_that_shows_nothing_new_is_made_ever_less_often():
@@ -335,16 +366,6 @@ def _seeking() -> RelayedShare:
     owing.direct_bytes = FLOWS
     assert owing.wants_way(10.0)
     return owing
-
-
-class Settled(Bbr):
-    """A controller that knows its path's rate, which it paces to less than that just now."""
-
-    is_starting = False
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.pace = 1e6
 
 
 def test_what_a_way_is_owed_while_it_opens_is_paid_when_it_stands():

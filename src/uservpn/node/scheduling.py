@@ -42,6 +42,8 @@ TRIAL_START_RTTS: Final = 8.0
 TRIAL_COUNT_S: Final = 0.5
 TRIAL_COUNT_RTTS: Final = 3.0
 """...for so long."""
+TRIAL_SIZE_MIN: Final = 16 << 10
+"""If both together delivered less than this, there was nothing to compare by."""
 TRIAL_FIRST_S: Final = 4.0
 TRIAL_EVERY_S: Final = 60.0
 TRIAL_MAX_S: Final = 600.0
@@ -313,6 +315,11 @@ class Schedule:
                 self._trial = None
                 return None
             if not trial.is_counting and now >= trial.count_at:
+                if choice.path.is_lossy and choice.path.is_starting:
+                    # what little there was to send was not enough to find out what the one in use carries
+                    self._trial = None
+                    self._trial_at = now + TRIAL_FIRST_S
+                    return None
                 trial.is_counting = True
                 trial.ours, trial.theirs = choice.path.delivered, other[1].delivered
             if now < trial.until:
@@ -320,6 +327,9 @@ class Schedule:
             self._trial = None
             ours = choice.path.delivered - trial.ours
             theirs = other[1].delivered - trial.theirs
+            if ours + theirs < TRIAL_SIZE_MIN:
+                self._trial_at = now + TRIAL_FIRST_S
+                return None
             if theirs > FAR_MORE * ours:
                 self._preferred = trial.link
                 self._trial_every_s = TRIAL_EVERY_S
