@@ -11,11 +11,13 @@ from uservpn.kit.endpoint import Endpoint
 from uservpn.links.udp import UdpPlugin
 from uservpn.links.udp_socket import Stretch
 from uservpn.runtime.chunks import joined
+from uservpn.runtime.pump import READ_SIZE, Pump
 from uservpn.tunnel.events import Data
+from uservpn.tunnel.tunnel import Tunnel
 from uservpn.wire.constants import Kind
 from uservpn.wire.header import HeaderCodec, pack_fields
 from uservpn.wire.keys import KeyRing
-from world import BASE, KEY, Member, calls_of, in_runs, pair
+from world import BASE, KEY, ROOM, Member, calls_of, in_runs, pair, take
 
 CHUNK = 64 * 1024
 CHUNKS = 32
@@ -177,3 +179,22 @@ def test_calls_of_the_udp_link_per_datagram_of_a_burst_stay_within_their_budget(
     print(f"a datagram: {write_calls / count:.2f} to write, {open_calls / count:.2f} to open")
     assert write_calls / count <= BURST_WRITE_CALLS_MAX
     assert open_calls / count <= BURST_OPEN_CALLS_MAX
+
+
+def test_what_a_pump_reads_for_datagrams_leaves_no_short_message_behind():
+    """One would cost the sink as much as thirty others, and end its run of them."""
+    tunnel = Tunnel(7, 1, lambda limit: 0)
+    stream = tunnel.open("site.test", 80, None)
+    stream.send_limit = 1 << 20
+    pump = Pump(None)  # it is only asked where to read to
+    pump.attach(stream)
+    assert len(pump.get_buffer(-1)) == READ_SIZE
+    tunnel.write(stream, bytes(READ_SIZE))
+    first = take(tunnel, ROOM, 1408, 0.0)
+    size = len(pump.get_buffer(-1))
+    assert stream.piece and READ_SIZE - stream.piece < size < READ_SIZE
+    tunnel.write(stream, bytes(size))
+    messages = take(tunnel, ROOM, 1408, 0.0)
+    assert len(first[-1][1]) < 1408 and {len(payload) for _, payload in messages} == {1408}
+    stream.piece = READ_SIZE + 1  # a chunk that credit has cut on a link of larger messages
+    assert len(pump.get_buffer(-1)) == READ_SIZE

@@ -54,11 +54,13 @@ def runs(sizes: Sequence[int], with_segments: bool) -> Iterator[tuple[int, int]]
     while start < count:
         size = sizes[start]
         last = min(count, start + SEGMENTS_MAX, start + max(1, BYTES_MAX // size))
-        end = start + 1
-        while end < last and sizes[end] == size:
-            end += 1
-        if end < last and sizes[end] < size:
-            end += 1
+        end = last
+        if sizes[start:last].count(size) < last - start:
+            end = start + 1
+            while sizes[end] == size:
+                end += 1
+            if sizes[end] < size:
+                end += 1
         yield start, end
         start = end
 

@@ -34,7 +34,7 @@ QUEUE_MAX: Final = 2 * MIB
 """Bytes that wait for the kernel, of all links of a socket; what comes beyond it is dropped."""
 DATAGRAM_MAX: Final = 65_535
 BUFFER_START: Final = DATAGRAM_MAX + 1
-BUFFER_SIZE: Final = 4 * BUFFER_START
+BUFFER_SIZE: Final = 8 * BUFFER_START
 """Read into by all sockets of a node, in turns; grows with the first large read."""
 TURN_SIZE: Final = MIB
 """Bytes read before the event loop has its turn."""
@@ -320,7 +320,7 @@ class UdpSocket:
         """Sends until the kernel is full; what is left."""
         if len(batch) == 2:
             return () if self._put(link, batch, 0) else batch
-        sizes = [HEADER_SIZE + len(body) for body in batch[1::2]]
+        sizes = list(map(HEADER_SIZE.__add__, map(len, batch[1::2])))
         for start, end in gso.runs(sizes, self.has_segments):
             segment = sizes[start] if end - start > 1 else 0
             if not self._put(link, batch[2 * start : 2 * end], segment):

@@ -28,8 +28,8 @@ from uservpn.types import Buffer, LinkId, NodeId
 from uservpn.wire.constants import CLAIMED_KINDS, FLAG_BOUND, KIB, TAG_SIZE, Kind
 from uservpn.wire.header import Header, Run
 
-OPENED_SIZE: Final = 256 * KIB
-"""Payloads opened together: as many bytes as a link reads at once."""
+OPENED_SIZE: Final = 512 * KIB
+"""Payloads opened together: as many bytes as a link reads before it hands them on."""
 
 
 class Arrivals:

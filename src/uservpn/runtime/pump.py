@@ -20,6 +20,8 @@ from uservpn.wire.constants import KIB
 
 READ_SIZE: Final = 255 * KIB
 """Bytes read from a program or site at once: one message of the TCP link, header and frame included."""
+FILLED_MAX: Final = READ_SIZE // 4
+"""What is read fills messages of up to so many bytes; of longer ones a read is no burst."""
 WRITE_HIGH: Final = 256 * KIB
 WRITE_LOW: Final = 64 * KIB
 _ABORT_ON_CLOSE: Final = struct.pack("ii", 1, 0)
@@ -76,8 +78,11 @@ class Pump(asyncio.BufferedProtocol):
         stream.set_write_buffer_limits(WRITE_HIGH, WRITE_LOW)
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        """The shared buffer."""
-        return SHARED
+        """The shared buffer; of it what fills messages, where chunks are cut into many."""
+        stream = self.stream
+        if stream is None or not 0 < stream.piece <= FILLED_MAX:
+            return SHARED
+        return SHARED[: READ_SIZE - READ_SIZE % stream.piece]
 
     def buffer_updated(self, nbytes: int) -> None:
         """Bytes of the program or site."""

@@ -143,6 +143,7 @@ class Lanes:
             frames.SEQ.pack_into(item, 0, self._outbox.next_seq + len(new))
             new.append(item)
             queue.popleft()
+            stream.piece = 0
         else:
             if credit <= 0:  # CREDIT enlists it again
                 return 0
@@ -183,6 +184,7 @@ class Lanes:
     ) -> int:
         """Messages of at most `piece` bytes of a chunk's rest; about `most` bytes of it, which it returns."""
         start = HEAD_SIZE + stream.head_at
+        stream.piece = piece
         # whole pieces, so that only a chunk's or credit's last one is short
         pieces = -(-most // piece)
         stop = min(len(item), start + pieces * piece, start + stream.send_limit - stream.sent_size)

@@ -54,6 +54,7 @@ class Stream:
         "opened_at",
         "owner",
         "peer",
+        "piece",
         "queue",
         "queue_size",
         "recv_done",
@@ -86,6 +87,9 @@ class Stream:
         """Framed chunks that wait to be sent (SEQ_DATA_HEAD, then bytes)."""
         self.head_at = 0
         """So much of the first chunk has been sent."""
+        self.piece = 0
+        """Bytes in each message that the last chunk was cut into; 0: it left whole. A chunk of a multiple
+        of it leaves no short message behind, which would cost as much as many others."""
         self.queue_size = 0
         self.send_offset = 0
         """Offset behind the last byte queued."""

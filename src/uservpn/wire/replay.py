@@ -63,14 +63,10 @@ class ReplayWindow:
 
     def _double(self) -> None:
         """Twice the slots; what the old ring called seen stays seen."""
-        size = self._mask + 1
-        ring = array("Q", bytes(16 * size))
-        for slot, generation in enumerate(self._ring):
-            if generation:
-                newest = (generation - 1) * size + slot
-                for number in (newest, newest - size):
-                    if number >= 0:
-                        ring[number & (2 * size - 1)] = number // (2 * size) + 1
+        # a slot has seen its newest generation and the one before: the even one of the two stays where it is,
+        # the odd one's place is in the new half
+        ring = array("Q", [(seen + 1) >> 1 for seen in self._ring])
+        ring.extend([seen >> 1 for seen in self._ring])
         self._ring = ring
-        self._mask = 2 * size - 1
+        self._mask = len(ring) - 1
         self._shift += 1
