@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from uservpn.mesh.topology import HOMES, kept_by_other, kept_by_server
+from uservpn.mesh.topology import HOMES, kept_by_other, kept_by_server, linked_with_server
 
 
 @pytest.mark.parametrize("count", [2, 5, 9, 10, 32, 100, 254])
@@ -19,6 +19,7 @@ def test_servers_are_connected_by_few_links(count):
     near = {
         me: {b for a, b in links if a == me} | {a for a, b in links if b == me} for me in servers
     }
+    assert near == {me: linked_with_server(me, servers) for me in servers}
     most = max(map(len, near.values()))
     assert most <= 8 if count <= 9 else most <= 2 * count.bit_length()
     seen, front, hops = {servers[0]}, {servers[0]}, 0

@@ -7,14 +7,23 @@ from collections import Counter
 
 import pytest
 
-from uservpn.mesh.contact import Contact, Dial, GiveUp, Probe
+from uservpn.mesh.contact import HOLD_S, Contact, Dial, GiveUp, Probe
 from uservpn.mesh.liveness import ANSWER_S, STALL_S, LinkState, Verdict
 from uservpn.mesh.records import Role
-from uservpn.mesh.redial import ALONE_HURRY_S, BACKOFF_ALONE_MAX_S, PROMPT_EVERY_S, PROMPT_S, Redial
+from uservpn.mesh.redial import (
+    BACKOFF_ALONE_MAX_S,
+    BACKOFF_BUSY_MAX_S,
+    LATELY_S,
+    PACE_S,
+    PROMPT_EVERY_S,
+    PROMPT_S,
+    Redial,
+)
 from uservpn.sim.geography import SITES
 from uservpn.sim.member import Seat
-from uservpn.sim.network import Host, Weather
+from uservpn.sim.network import RETRY_NEW_S, Host, Weather
 from uservpn.sim.world import World
+from uservpn.types import NodeId
 from uservpn.wire.constants import Kind
 
 KEY = bytes(range(32))
@@ -101,6 +110,52 @@ def test_a_datagram_link_of_the_peer_and_an_unused_way_are_not_asked_for(kind):
     assert state.look(1501.0, 600.0, False, lambda span: 0.0) is Verdict.LOST
 
 
+def _accepted() -> tuple[Contact, LinkState]:
+    """A connection (1) of a peer that nobody can dial; from 10 s on it confirms nothing."""
+    contact = Contact((), keepalive_s=600.0, grace_s=60.0, jitter=lambda span: 0.0)
+    state = contact.link_up(1, "tcp", "tcp://198.51.100.9:40000", False, 0.0)
+    contact.heard(state, 0.1)
+    contact.stalled(state, 1.0, 10.0)
+    contact.take_plans()
+    contact.sent(state, True, 10.0)
+    return contact, state
+
+
+def test_a_silent_connection_that_only_the_peer_could_open_anew_is_held_for_a_while():
+    contact, state = _accepted()
+    for now in (10.0 + ANSWER_S, 10.0 + 2 * ANSWER_S, 10.0 + HOLD_S - 0.1):
+        contact.on_deadline(now)
+    assert contact.take_plans() == [] and state.is_held
+    assert contact.next_deadline() == pytest.approx(10.0 + HOLD_S)
+    contact.on_deadline(10.0 + HOLD_S)
+    assert contact.take_plans() == [GiveUp(1)]
+
+
+@pytest.mark.parametrize("reason", ["streams", "another", "endpoint"])
+def test_it_is_given_up_as_any_other_where_somebody_waits_or_there_is_another_way(reason):
+    contact, state = _accepted()
+    contact.on_deadline(30.0)
+    assert state.is_held
+    if reason == "streams":
+        contact.has_streams = True
+    elif reason == "endpoint":
+        contact.endpoints = (TCP,)
+    else:
+        contact.heard(contact.link_up(2, "tcp", "tcp://198.51.100.9:40001", False, 30.0), 30.1)
+    assert contact.next_deadline() <= 31.0
+    contact.on_deadline(31.0)
+    assert GiveUp(1) in contact.take_plans()
+
+
+def test_a_held_connection_that_carries_again_is_as_good_as_new():
+    contact, state = _accepted()
+    contact.on_deadline(30.0)
+    contact.heard(state, 50.0)
+    assert contact.is_reached and not state.is_held
+    contact.on_deadline(10.0 + HOLD_S)
+    assert contact.take_plans() == []
+
+
 # --- dialling anew -------------------------------------------------------------------------------------
 
 
@@ -127,10 +182,41 @@ def test_a_node_without_any_link_tries_more_often():
     redial = Redial(lambda span: span / 2)
     redial.alone_since = 1000.0
     for _ in range(20):
-        redial.back_off(1000.0 + ALONE_HURRY_S, False)
-    assert redial.at is not None and redial.at <= 1000.0 + ALONE_HURRY_S + BACKOFF_ALONE_MAX_S
-    redial.back_off(1000.0 + ALONE_HURRY_S - 1.0, False)
-    assert redial.at < 1000.0 + ALONE_HURRY_S + 1.0, "and at first as if streams waited"
+        redial.back_off(1000.0 + LATELY_S, False)
+    assert redial.at is not None and redial.at <= 1000.0 + LATELY_S + BACKOFF_ALONE_MAX_S
+    redial.back_off(1000.0 + LATELY_S - 1.0, False)
+    assert redial.at < 1000.0 + LATELY_S + 1.0, "and at first as if streams waited"
+
+
+def test_a_node_whose_servers_only_refuse_since_they_start_later_tries_as_often():
+    """It used to count as answered: a mesh that was switched on at once took ten seconds to find together."""
+    redial = Redial(lambda span: span / 2)
+    redial.alone_since = 1000.0
+    for _ in range(10):
+        redial.failures += 1
+        redial.back_off(1010.0, False)
+    assert redial.at is not None and redial.at <= 1010.0 + BACKOFF_BUSY_MAX_S
+
+
+def test_who_was_lost_of_late_is_dialled_every_two_seconds_beside_dials_that_hang_too():
+    contact, state = _contact()
+    contact.stalled(state, 1.0, 10.0)
+    contact.take_plans()
+    dials = []
+    now = 10.0
+    while now < 10.0 + 3 * LATELY_S:
+        contact.on_deadline(now)
+        for plan in contact.take_plans():
+            if isinstance(plan, Dial):
+                dials.append(now)
+            elif isinstance(plan, GiveUp):
+                contact.link_down(1, now)
+        now += 0.1
+    lately = [at for at in dials if at < 10.0 + LATELY_S]
+    gaps = [after - before for before, after in itertools.pairwise([10.0, *lately])]
+    assert max(gaps) <= PACE_S + 0.2
+    assert len(lately) <= LATELY_S / PACE_S * 1.2 + 5
+    assert dials[-1] - dials[-2] > 20.0, "later the back-off goes on"
 
 
 def test_beside_a_dial_that_hangs_a_fresh_one_is_made_when_there_are_news():
@@ -152,7 +238,8 @@ class Net:
     """Four servers and a client, 50 ms apart; connections only."""
 
     def __init__(self, keepalive_s: float = 120.0) -> None:
-        self.world = World(3, Weather(flight_s=0.05), has_story=False)
+        weather = Weather(flight_s=0.05, retry_max_s=RETRY_NEW_S)
+        self.world = World(3, weather, has_story=False)
         home = {1: ("tcp://203.0.113.1:7000",)}
         for node in (1, 2, 3, 4):
             self._add(
@@ -234,3 +321,40 @@ def test_islands_that_join_are_one_mesh_within_five_seconds_though_dials_have_ba
     world.network.split({})
     world.run(5)
     assert len(world.digests()) == 1
+
+
+def test_a_node_that_nobody_can_dial_hears_the_news_once_its_island_without_a_server_joins():
+    """It said nothing and noticed nothing: the servers hold its connections."""
+    net = Net(keepalive_s=600.0)
+    world = net.world
+    world.run(60)
+    world.network.split({"h50": 1})
+    for node in (1, 2, 3, 4):
+        world.members[node].node.describe(world.agenda.now, name=f"renamed {node}")
+        world.members[node].settle()
+    world.run(40)
+    world.members[2].node.describe(world.agenda.now, name="renamed again")
+    world.members[2].settle()
+    world.run(5)
+    assert len(world.digests()) == 2
+    world.network.split({})
+    world.run(5)
+    assert len(world.digests()) == 1
+    assert net.living() == len(net.client.links)
+
+
+def test_a_server_that_others_would_dial_is_back_at_once_after_a_loss_of_power_that_nobody_noticed():
+    """It has the highest number, so the others dial; their connections to its last start look alive."""
+    net = Net(keepalive_s=600.0)
+    world = net.world
+    world.run(60)
+    world.members[4].save()
+    world.kill(4, power=True)
+    world.run(10)
+    world.start(world.seats[4])
+    world.run(5)
+    assert len(world.digests()) == 1
+    boot = world.members[4].boot
+    for node in (1, 2, 3, 50):
+        peer = world.members[node].node.peers[NodeId(4)]
+        assert peer.session.peer_boot == boot or not peer.contact.links, "no link to the last start"

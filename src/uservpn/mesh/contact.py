@@ -37,6 +37,9 @@ SHORT_LIFE_S: Final = 1.0
 """A link that ended this soon counts as a failed dial: else it would be dialled in a hot loop."""
 LEAVE_S: Final = 1.0
 """Links to a peer that is no longer wanted stay this long, so that the ends of streams get through."""
+HOLD_S: Final = 120.0
+"""A silent connection of a peer that cannot be dialled, and that nobody waits for, stays so long: the way to
+it may be cut for a while, and of its own it would not notice for a keep-alive time."""
 SECOND_S: Final = 30.0
 """A second link of a kind is closed so long after it was last wanted..."""
 SECOND_AGAIN_S: Final = 60.0
@@ -281,7 +284,10 @@ class Contact:
         if not state.stalled(silent_s, now):
             return
         self._plans.append(Probe(state.link, False))
-        if self._is_wanted() and not self._has_living() and not self._is_dialling():
+        if self._has_living():
+            return
+        self.redial.missed(now)
+        if self._is_wanted() and not self._is_dialling():
             self._dial(now)
 
     def check(self, state: LinkState) -> None:
@@ -342,7 +348,7 @@ class Contact:
         if offline:
             self.redial.offline(now)
         else:
-            self.redial.back_off(now, self._is_waiting(), was_answered=refused)
+            self.redial.back_off(now, self._is_waiting())
 
     def want_stream(self, now: float) -> None:
         """A stream begins; `has_streams` still tells of the others. What was lost before it is past."""
@@ -427,6 +433,12 @@ class Contact:
         state.doubt(now)
         self._plans.append(Probe(state.link, False))
 
+    def ask_all(self, now: float) -> None:
+        """As `ask`, of every direct link that has not been asked."""
+        for state in self.links:
+            if not (state.probed or state.relayed or state.is_tentative):
+                self.ask(state, now)
+
     def is_neighbour_silent(self) -> bool:
         """Is no direct link heard though answers are owed, so that nothing may be going over this peer?"""
         direct = [state for state in self.links if not state.relayed and not state.is_tentative]
@@ -488,7 +500,7 @@ class Contact:
             self._plans.append(GiveUp(second.link))
         for state in [*self.links, *self.unproved]:
             self._look_at(state, now)
-        if self._is_in_hurry() and self.redial.hurry(now):
+        if self._is_in_hurry() and self.redial.hurry(now, self.has_streams):
             self.dials.renew(now, self._fine())
             self._run_dials(now)
         if self.has_streams and self._lost_at is not None and now >= self._lost_at + self._grace_s:
@@ -497,6 +509,7 @@ class Contact:
 
     def _look_at(self, state: LinkState, now: float) -> None:
         """Due work of one link."""
+        state.hold_s = self._hold_s(state)
         match state.look(now, self._keepalive_s, self.has_streams, self._jitter):
             case Verdict.ASK:
                 self._plans.append(Probe(state.link, False))
@@ -516,9 +529,11 @@ class Contact:
             times.append(self.redial.at)
         keepalive_s, is_used = self._keepalive_s, self.has_streams
         states = [*self.links, *self.unproved] if self.unproved else self.links
-        times += [state.due_at(keepalive_s, is_used) for state in states]
+        for state in states:
+            state.hold_s = self._hold_s(state)
+            times.append(state.due_at(keepalive_s, is_used))
         if self._is_in_hurry():
-            times.append(self.redial.hurries_at())
+            times.append(self.redial.hurries_at(self.has_streams))
         if self._leave_at is not None:
             times.append(self._leave_at)
         if len(self.links) > 1 and (second := self._spare_second()) is not None:
@@ -659,13 +674,20 @@ class Contact:
         return fine | {state.endpoint for state in self.unproved if state.dialled}
 
     def _is_in_hurry(self) -> bool:
-        """Do streams wait while no link is heard, and a dial may be lost in the same silence?"""
-        if not self.has_streams or not self.dials.has_fixed:
+        """Is it wanted, though no link is heard, and may a dial be lost in the same silence?"""
+        if not self._is_wanted() or not self.dials.has_fixed:
             return False
         known = [state for state in self.links if not state.is_tentative]
         if any(not state.probed for state in known):
             return False
         return self.dials.is_under_way or any(not state.is_lossy for state in known)
+
+    def _hold_s(self, state: LinkState) -> float:
+        """How long this link stays though it is silent; 0: no longer than any other."""
+        if not state.probed or state.dialled or state.is_lossy or state.relayed:
+            return 0.0
+        is_last = not self.dials.has_fixed and not self._has_living()
+        return HOLD_S if is_last and not self.has_streams and not self.has_mail else 0.0
 
     def _run_dials(self, now: float) -> None:
         self._plans += [Dial(endpoint) for endpoint in self.dials.take_due(now)]

@@ -6,7 +6,8 @@ On links that may lose messages, and on ways over relays, it is asked sooner, an
 *silent* (`probed`): others are used meanwhile where there are any. A connection whose other end does not even
 confirm what was sent is silent at once (`stalled`). A link on which nothing was heard for the keep-alive time
 is asked, too, by who dialled it if it is one of datagrams (those end without a word), and never over relays.
-A NAT's binding may need a word more often (`keep_s`), which nobody has to answer.
+A NAT's binding may need a word more often (`keep_s`), which nobody has to answer. A connection that only the
+peer could open anew is held for longer than it takes to be lost (`hold_s`).
 What follows for the peer, `Contact` decides (mesh/contact.py).
 """
 
@@ -102,6 +103,10 @@ class LinkState:
     """So many messages came over this connection, one soon after the other."""
     is_doubted: bool = False
     """A relayed one that was probed once because its peer owes an answer; next time it is silent."""
+    hold_s: float = 0.0
+    """So long it may owe an answer before it is lost, if that is longer than usual (mesh/contact.py)."""
+    is_held: bool = False
+    """It would be lost, but for `hold_s`."""
 
     # --- outside events --------------------------------------------------------------------------
 
@@ -111,7 +116,7 @@ class LinkState:
             self.flow = self.flow + 1 if now < self.heard_at + FLOW_GAP_S else 0
         self.heard_at = now
         self.owed_since = None
-        self.probed = self.is_doubted = False
+        self.probed = self.is_doubted = self.is_held = False
         self.retry_s = RETRY_S
         if self.relayed and self.rtt_s is not None:
             self.retry_s = max(CHECK_S, 1.5 * self.rtt_s)
@@ -152,6 +157,9 @@ class LinkState:
         owed = self.owed_since  # sums as in `due_at`, or the last bit would decide
         patience = self._patience()
         if owed is not None and now >= owed + 2 * patience:
+            if now < owed + self.hold_s:
+                self.is_held = True
+                return Verdict.FINE
             self.owed_since = None
             is_new = self.heard_at == self.up_at and not self.is_tentative
             return Verdict.UNANSWERED if is_new else Verdict.LOST
@@ -185,6 +193,8 @@ class LinkState:
             due = min(due, self._keep_at())
         if self.owed_since is not None:
             patience = self._patience()
+            if self.is_held:
+                return self.owed_since + max(2 * patience, self.hold_s)
             due = min(due, self.owed_since + (2 * patience if self.probed else patience))
             if self._is_retried():
                 due = min(due, self.owed_since + self.retry_s)

@@ -39,6 +39,14 @@ def kept_by_server(
     return kept
 
 
+def linked_with_server(me: NodeId, servers: Collection[NodeId]) -> set[NodeId]:
+    """The servers that a link stands to once all is well, whichever end dials it; `servers` may hold `me`."""
+    ring = sorted({*servers, me})
+    if len(ring) <= FULL_MESH_MAX:
+        return set(ring) - {me}
+    return _fingers(me, ring) | {other for other in ring if me in _fingers(other, ring)}
+
+
 def _dialled(me: NodeId, ring: Sequence[NodeId]) -> set[NodeId]:
     """Whom of this ring `me` dials: one end of each link does."""
     if len(ring) <= FULL_MESH_MAX:

@@ -200,6 +200,8 @@ class Arrivals:
                 self._reach.meet(peer, link, now)
         elif not peer.is_neighbour:
             self._linking.neighbour_up(peer, now)
+        elif peer.is_untold:
+            self._linking.catch_up(peer)
         if now >= peer.sample_at:
             self._flights.heard(peer, link, entry, header, now)
 

@@ -186,6 +186,11 @@ class Linking:
             self._vigil.begin(now)
             self.seek_ways(now)
 
+    def catch_up(self, peer: Peer) -> None:
+        """A neighbour that was silent for long is heard again."""
+        if peer.contact.is_reached:
+            self._members.catch_up(peer)
+
     # --- commands --------------------------------------------------------------------------------
 
     def start(self, now: float) -> None:

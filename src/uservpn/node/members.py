@@ -51,7 +51,13 @@ class Members:
     def neighbour_down(self, peer: Peer) -> None:
         """The last direct link to it is gone."""
         peer.is_neighbour = False
+        peer.is_untold = False
         self.gossip.link_down(peer.id)
+
+    def catch_up(self, peer: Peer) -> None:
+        """It is heard again: what it was not told meanwhile is found by comparing."""
+        peer.is_untold = False
+        self.link_lost(peer)
 
     def link_lost(self, peer: Peer) -> None:
         """One of its links is gone, another one stands."""
@@ -71,6 +77,7 @@ class Members:
             record = self.directory.get(node)
             if record is not None:
                 self.learn(record)
+                self._doubt_older(record, now)
                 self._heard_of(record, now)
         if (
             self.directory.servers != self._arranged_for
@@ -134,7 +141,9 @@ class Members:
             self._alone_since = now
         for peer in table.peers.values():
             was_kept = peer.contact.is_kept
-            peer.contact.redial.alone_since = self._alone_since
+            if peer.contact.redial.alone_since != self._alone_since:
+                peer.contact.redial.alone_since = self._alone_since
+                table.touch(peer)
             peer.contact.is_kept = peer.id in kept
             if peer.contact.is_kept != was_kept:
                 table.touch(peer)
@@ -157,18 +166,29 @@ class Members:
         self.describe(now, links=tuple(links))
 
     def pass_on(self) -> None:
-        """Gossip messages go to their neighbours' first links."""
+        """Gossip messages go to their neighbours' first links; what is held would only fill up with them."""
         table = self._table
         for node, payload in self.gossip.take_messages():
             peer = table.peers.get(node)
             state = peer.contact.carrier() if peer is not None else None
-            if peer is not None and state is not None:
+            if peer is None or state is None:
+                continue
+            if state.is_held:
+                peer.is_untold = True
+            else:
                 table.touch(peer)
                 (self.gossip.reliable.discard if state.is_lossy else self.gossip.reliable.add)(node)
                 pad = table.padding() if payload[0] == DIGEST else b""
                 peer.outbox.append((state.link, Kind.GOSSIP, payload + pad, 0))
 
     # --- inside ----------------------------------------------------------------------------------
+
+    def _doubt_older(self, record: Record, now: float) -> None:
+        """Links to an earlier start of this node lead nowhere, and nobody may have said so."""
+        peer = self._table.peers.get(record.node)
+        if peer is not None and 0 < peer.session.peer_boot < record.boot:
+            self._table.touch(peer)
+            peer.contact.ask_all(now)
 
     def _heard_of(self, record: Record, now: float) -> None:
         """Fresh news: its owner is there, and so is whom it has links to. Who is missing is dialled."""
@@ -186,6 +206,9 @@ class Members:
             return set()
         servers = self.directory.servers
         if self.directory.own.roles & Role.SERVER:
+            if not self.gossip.neighbours():
+                # those who would dial us may not know that we are back
+                return topology.linked_with_server(table.me, servers) | set(table.servers)
             failing = {server for server in servers if self._is_failing(server)}
             return topology.kept_by_server(table.me, servers, failing) | set(table.servers)
         linked: dict[NodeId, float | None] = {}

@@ -133,6 +133,8 @@ class Peer:
         self.is_greeted = False
         self.is_neighbour = False
         """It is linked, and gossip knows."""
+        self.is_untold = False
+        """There were news for it while its link was held (mesh/liveness.py)."""
         self.skew_told = False
         self.sample_at = 0.0
         """When the stamp of a message is looked at again."""

@@ -6,8 +6,8 @@
     churn        a fifth of the nodes dies, half of them for good; islands form and join
     after        by when all lists are equal again
 
-Links are TCP with 100 ms one way. Bytes are those of the messages, headers and tags; what IP and
-TCP put around each one (40 bytes) is counted apart.
+Links are TCP with 100 ms one way, in kernels that try at least every two seconds while a way is cut. Bytes
+are those of the messages, headers and tags; what IP and TCP put around each one (40 bytes) is counted apart.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Final
 from uservpn.mesh.records import Role
 from uservpn.sim.geography import SITES
 from uservpn.sim.member import Member, Seat
-from uservpn.sim.network import Host, Weather
+from uservpn.sim.network import RETRY_NEW_S, Host, Weather
 from uservpn.sim.world import World
 from uservpn.types import NodeId
 
@@ -72,7 +72,9 @@ class Big:
     """One large mesh and its phases."""
 
     def __init__(self, count: int, seed: int) -> None:
-        self.world = World(seed, Weather(flight_s=FLIGHT_S), has_story=False)
+        self.world = World(
+            seed, Weather(flight_s=FLIGHT_S, retry_max_s=RETRY_NEW_S), has_story=False
+        )
         self.rng = Random(f"{seed}/big")
         self.phases: list[Phase] = []
         self._event_at = self.world.agenda.now

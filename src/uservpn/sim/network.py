@@ -27,6 +27,8 @@ Batch = list[tuple[bytes, bytes]]
 RETRY_S: Final = 0.2
 RETRY_MAX_S: Final = 60.0
 """Of TCP's retransmission, while the way is cut."""
+RETRY_NEW_S: Final = 2.0
+"""The longest pause of a kernel that can be asked for it (links/tcp.py: Linux 6.15)."""
 WATCH_S: Final = 1.0
 """A link looks after so long whether what it has sent is acknowledged, then after twice as long each time."""
 TCP_END_S: Final = 924.0
@@ -52,6 +54,8 @@ class Weather:
     """Bytes of the largest datagram that gets through."""
     rate: float = 12.5e6
     """Bytes a second that one connection or datagram path carries."""
+    retry_max_s: float = RETRY_MAX_S
+    """The longest pause of TCP's retransmission."""
 
 
 class DatagramOwner(Protocol):
@@ -223,7 +227,7 @@ class End:
         elif self.is_open and network.agenda.now >= self._waiting_since + TCP_END_S:
             self._close("timed out")
         else:
-            self._retry_s = min(2 * self._retry_s, RETRY_MAX_S)
+            self._retry_s = min(2 * self._retry_s, network.weather.retry_max_s)
             network.agenda.after(self._retry_s, self._retry)
 
     def _catch_up(self) -> None:
