@@ -10,6 +10,7 @@ import pytest
 from paths import SIZE_MAX, WIRE, Conditions, Line
 from uservpn.errors import Fault
 from uservpn.tunnel.bbr import Bbr
+from uservpn.tunnel.congestion import Sample
 from uservpn.tunnel.limits import RESEND_TRICKLE
 from uservpn.tunnel.path import Path
 from uservpn.tunnel.tunnel import Tunnel
@@ -239,3 +240,15 @@ def test_a_tunnel_that_keeps_nothing_asks_for_nothing_when_a_path_falls_silent()
     tunnel.path_left(old, 82.0)
     assert tunnel.has_outgoing()
     assert tunnel.take_messages(1 << 20, 1 << 17, new, 82.0)
+
+
+def test_a_trickle_in_somebody_elses_queue_does_not_end_the_start():
+    """Reports beside bulk of the other way, and one of them lost: the path may carry far more than they need."""
+    controller = Bbr(0.1)
+    for step in range(200):
+        rtt_s, lost = (0.1, 0) if step < 10 else (0.25, 1400 if step % 5 == 0 else 0)
+        controller.on_sample(
+            Sample(step * 0.1, 4000, lost, 3000, rtt_s, 40e3, is_limited=True, is_round=True)
+        )
+    assert controller.is_starting
+    assert controller.window >= 32 * 1400

@@ -236,10 +236,11 @@ class Bbr:
                 self._enter_compete()
         elif self.state is State.COMPETE or self.state is State.TEST:
             self._rates.forget(self._round - RATE_ROUNDS)
-        if self.state is State.START:
-            # what a large flight lost is found out when little of it is left to be confirmed; of a small one
-            # a single message is a large share
-            self._end_start_round(sample, lost / max(total, self._last_total, WINDOW_START))
+        # a few messages of a source that has no more make no queue and fill none: they tell nothing of the rate
+        is_trickle = sample.is_limited and max(total, self._last_total) < WINDOW_START
+        if self.state is State.START and not is_trickle:
+            # what a large flight lost is found out when little of it is left to be confirmed
+            self._end_start_round(sample, lost / max(total, self._last_total, 1))
         self._last_total = total
 
     def _look_whether_longer(self, sample: Sample) -> None:
