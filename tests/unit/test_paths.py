@@ -243,7 +243,7 @@ def test_a_tunnel_that_keeps_nothing_asks_for_nothing_when_a_path_falls_silent()
 
 
 def test_a_trickle_in_somebody_elses_queue_does_not_end_the_start():
-    """Reports beside bulk of the other way, and one of them lost: the path may carry far more than they need."""
+    """Reports beside bulk of the other way, and one of them lost: the path may carry far more."""
     controller = Bbr(0.1)
     for step in range(200):
         rtt_s, lost = (0.1, 0) if step < 10 else (0.25, 1400 if step % 5 == 0 else 0)

@@ -11,6 +11,7 @@ import pytest
 
 from uservpn.links.pipe import LOOK_NEAR_S, Below, Pipe
 from uservpn.links.tcp import below_of
+from uservpn.tunnel.bbr import State
 
 STEP_S = 0.001
 MSS = 1448
@@ -161,6 +162,32 @@ def test_what_little_waits_in_somebody_elses_queue_tells_nothing_of_the_rate(bul
         if kernel.now <= 10.0:
             begun = kernel.delivered
     assert kernel.delivered - begun > 0.75 * kernel.rate
+
+
+def test_a_low_rate_from_a_burst_is_looked_for_anew_when_bulk_comes_and_not_while_it_flows():
+    pipe = Pipe()
+
+    def look(now):
+        pipe.look(now, Below(int(now * 14e3), 1448, 0, 0.1, 0.1, 0.0, 0))
+
+    for step in range(100):
+        look(step * 0.01)
+        pipe.took(20)
+    bbr = pipe._bbr
+    bbr.state = State.CYCLE  # a burst filled the room for a moment, in somebody else's queue
+    for step in range(100, 200):
+        look(step * 0.01)
+        assert pipe._bbr is bbr
+        pipe.took(20)
+    for step in range(200, 210):
+        pipe.took(pipe.room)
+        look(step * 0.01)
+        assert pipe._bbr.is_starting
+    pipe._bbr.state = State.CYCLE  # the path is that slow
+    for step in range(210, 300):
+        pipe.took(pipe.room)
+        look(step * 0.01)
+        assert not pipe._bbr.is_starting
 
 
 def test_a_source_that_makes_a_queue_has_enough_though_there_is_room_at_every_look():

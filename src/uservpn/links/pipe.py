@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Final, NamedTuple
 
-from uservpn.tunnel.bbr import WINDOW_MIN, Bbr, State
+from uservpn.tunnel.bbr import WINDOW_MIN, WINDOW_START, Bbr, State
 from uservpn.tunnel.congestion import Sample
 from uservpn.tunnel.limits import FAR_RTT_S
 from uservpn.wire.constants import KIB
@@ -39,6 +39,8 @@ UNSENT_MIN: Final = 4 * KIB
 PAUSE_S: Final = 0.2
 LOSSY_ROUNDS: Final = 16
 """For so many round trips after something was resent the path counts as one that loses."""
+LITTLE_S: Final = 0.5
+"""When a source had little for so long, a low rate may be that of its last burst: it is looked for anew."""
 RACING: Final = 1.6
 """A kernel that paces this much above the rate looks for more still, as Linux' BBR does for seconds when its
 buffer is too small for its start: it would fill the queue."""
@@ -86,6 +88,8 @@ class Pipe:
         self._little_until = -1
         """...or for half of it: a queue, if there is one, is somebody else's."""
         self._offered = 0
+        self._filled_at = 0.0
+        """When the source last took most of what was offered."""
         self._quiet_since: float | None = None
         self._resent = 0
         self._lossy_rounds = 0
@@ -117,8 +121,12 @@ class Pipe:
         self.is_bounding = self._is_always or below.rtt_min_s >= FAR_RTT_S
         if self.room > 0:
             self._limited_until = below.delivered + below.inflight + below.unsent
-            if 2 * self.room > self._offered:
-                self._little_until = self._limited_until
+        if 2 * self.room > self._offered:
+            self._little_until = self._limited_until
+        else:
+            if now > self._filled_at + LITTLE_S and self._is_low():
+                self._bbr = self._bbr.renewed()
+            self._filled_at = now
         self._look_at = now + (LOOK_S if self.is_bounding else LOOK_NEAR_S)
         if below.inflight == 0 and below.unsent == 0:
             self._rest(now)
@@ -146,6 +154,11 @@ class Pipe:
             free = most
         # what is too much on its way is past help: the unsent alone may make what is urgent wait
         return min(max(free, 0), most)
+
+    def _is_low(self) -> bool:
+        """Is the rate so low that a start begins with more?"""
+        bbr = self._bbr
+        return bbr.state is not State.START and bbr.rate * (bbr.rtt_min_s or 0.0) < WINDOW_START
 
     def _is_repairing(self, below: Below) -> bool:
         """Is what is on its way left to the kernel? It loses packets, leaves no queue, and does not race."""

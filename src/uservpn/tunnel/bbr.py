@@ -236,7 +236,7 @@ class Bbr:
                 self._enter_compete()
         elif self.state is State.COMPETE or self.state is State.TEST:
             self._rates.forget(self._round - RATE_ROUNDS)
-        # a few messages of a source that has no more make no queue and fill none: they tell nothing of the rate
+        # a few messages of a source that has no more make no queue: they tell nothing of the rate
         is_trickle = sample.is_limited and max(total, self._last_total) < WINDOW_START
         if self.state is State.START and not is_trickle:
             # what a large flight lost is found out when little of it is left to be confirmed
