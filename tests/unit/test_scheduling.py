@@ -157,16 +157,16 @@ def test_the_choice_has_hysteresis():
         assert schedule.choose(links, False, 1.0).state.link == chosen, rtt_s
 
 
-def _trial(schedule, links, start, rates, slow_s=0.0):
-    """Bulk flows; each link delivers at its rate (bytes/s) while it is used. The link in use at the end.
+def _trial(schedule, links, start, rates, slow_s=0.0, busy=1.0):
+    """Bulk flows (or for this share of the time); each link delivers at its rate (bytes/s) while it is used.
 
-    For `slow_s` from its first use on the one beside the other delivers next to nothing.
+    For `slow_s` from its first use the one beside delivers next to nothing. The link in use at the end.
     """
     now = start
     used = schedule.current
     since = None
     while now < start + TRIAL_FIRST_S + TRIAL_START_S + TRIAL_COUNT_S + 1.0:
-        choice = schedule.choose(links, True, now)
+        choice = schedule.choose(links, now % 0.1 <= 0.1 * busy, now)
         since = now if since is None and choice.beside else since
         for state, path in links:
             is_used = state is choice.state or (choice.beside and state is choice.beside[0])
@@ -216,10 +216,10 @@ def test_short_transfers_do_not_compare_a_path_whose_rate_was_never_found():
     assert used == TCP
 
 
-def test_a_pause_compares_nothing():
+def test_short_transfers_one_after_the_other_compare_nothing():
     links = _links()
     schedule = Schedule()
-    used, _ = _trial(schedule, links, 0.0, {UDP: 1e2, TCP: 1e4})
+    used, _ = _trial(schedule, links, 0.0, {UDP: 1e5, TCP: 5e6}, busy=0.4)
     assert used == UDP
 
 

@@ -42,8 +42,8 @@ TRIAL_START_RTTS: Final = 8.0
 TRIAL_COUNT_S: Final = 0.5
 TRIAL_COUNT_RTTS: Final = 3.0
 """...for so long."""
-TRIAL_SIZE_MIN: Final = 16 << 10
-"""If both together delivered less than this, there was nothing to compare by."""
+TRIAL_BUSY: Final = 0.75
+"""If bulk waited for less of that, there was too little to compare by."""
 TRIAL_FIRST_S: Final = 4.0
 TRIAL_EVERY_S: Final = 60.0
 TRIAL_MAX_S: Final = 600.0
@@ -98,6 +98,10 @@ class Trial:
     ours: int = 0
     theirs: int = 0
     is_counting: bool = False
+    busy_s: float = 0.0
+    """So long, while it counts, bulk waited..."""
+    looked_at: float = 0.0
+    """...up to this time."""
 
 
 @dataclass(slots=True)
@@ -321,13 +325,17 @@ class Schedule:
                     self._trial_at = now + TRIAL_FIRST_S
                     return None
                 trial.is_counting = True
+                trial.looked_at = now
                 trial.ours, trial.theirs = choice.path.delivered, other[1].delivered
+            if trial.is_counting:
+                trial.busy_s += now - trial.looked_at if is_busy else 0.0
+                trial.looked_at = now
             if now < trial.until:
                 return other
             self._trial = None
             ours = choice.path.delivered - trial.ours
             theirs = other[1].delivered - trial.theirs
-            if ours + theirs < TRIAL_SIZE_MIN:
+            if trial.busy_s < TRIAL_BUSY * (trial.until - trial.count_at):
                 self._trial_at = now + TRIAL_FIRST_S
                 return None
             if theirs > FAR_MORE * ours:
