@@ -365,7 +365,8 @@ def test_who_needs_no_binding_sends_only_the_usual_keep_alives():
     sent = client.sent_count
     net.run(3600)
     links = len(client.links)
-    assert client.sent_count - sent <= 8 * links
+    # seven keep-alives on each, and while none is heard for 200 s one is asked: how they fall is chance
+    assert client.sent_count - sent <= 10 * links  # a binding kept alive costs 144
 
 
 def test_after_a_long_silence_a_hole_is_still_made():
