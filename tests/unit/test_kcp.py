@@ -116,6 +116,22 @@ def test_who_acknowledges_nothing_is_told_from_one_that_answers() -> None:
     uvloop.run(main())
 
 
+def test_one_lost_segment_is_no_silence() -> None:
+    """What was sent again may be answered yet. Else few small messages on a lossy path make a link silent."""
+
+    async def main() -> None:
+        pair = Lossy()
+        pair.is_hole = True
+        pair.near.writelines([bytes(100)])
+        await pair.until(lambda: len(pair.sent) == 2)  # again, after KCP's time-out
+        await pair.turns()
+        assert not pair.near.is_resending()
+        await pair.until(pair.near.is_resending)
+        pair.close()
+
+    uvloop.run(main())
+
+
 def test_datagrams_that_follow_each_other_closely_have_one_answer() -> None:
     """Each answer costs a datagram, and work along all segments under way at the other end."""
 

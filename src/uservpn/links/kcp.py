@@ -34,6 +34,8 @@ INTERVAL_MS: Final = 10
 ANSWER_S: Final = 0.001
 """Acknowledgements, and what they let leave, go out at most once in so long: each costs a datagram and, at
 both ends, a walk along all segments under way."""
+RESENT_S: Final = 0.3
+"""What was sent again has so long (or two round trips) to be answered: one lost segment is no silence."""
 WINDOW: Final = 8192
 """Segments from the first missing one on, either way: 11 MB."""
 HEAD: Final = 24
@@ -68,7 +70,7 @@ class KcpLink(StreamLink):
         return self.session.held() if self.session is not None else 0
 
     def is_resending(self) -> bool:
-        """Did KCP send something again since anything was acknowledged in order?"""
+        """Did KCP send something again, and got no answer to that?"""
         return self.session is not None and self.session.is_resending()
 
 
@@ -93,9 +95,10 @@ class KcpSession:
         self._is_closed = False
         self._numbers = 0  # of segments sent at least once; KCP's own wrap
         self._bytes_put = 0
-        self._first_missing = kcp.snd_una
         self._timeouts = 0
-        """KCP's count of them when the first missing segment became that."""
+        """KCP's count of them when a segment was last acknowledged, in order or not."""
+        self._resent_at: float | None = None
+        """When KCP first sent something again since then."""
         self.link: KcpLink | None = None
 
     # --- the transport of its link ---------------------------------------------------------------
@@ -137,8 +140,11 @@ class KcpSession:
         return waiting * (MTU - HEAD)
 
     def is_resending(self) -> bool:
-        """Was something sent again after a time-out since the first missing segment became that?"""
-        return bool(self._kcp.xmit != self._timeouts)
+        """Was something sent again after a time-out, and nothing at all acknowledged in the time for that?"""
+        if self._resent_at is None:
+            return False
+        answer_s: float = max(RESENT_S, 2 * self._kcp.rx_srtt / 1000)
+        return self._loop.time() >= self._resent_at + answer_s
 
     def below(self) -> Below:
         """Segments as bytes. What was sent again is what left beyond one datagram for each segment."""
@@ -163,11 +169,12 @@ class KcpSession:
             return
         # else round trips are measured to the last update
         self._kcp.current = int(self._loop.time() * 1000) & 0xFFFFFFFF
+        under_way = self._kcp.nsnd_buf
         if self._kcp.receive_data(segments) < 0:
             return
-        if self._kcp.snd_una != self._first_missing:
-            self._first_missing = self._kcp.snd_una
+        if self._kcp.nsnd_buf < under_way:
             self._timeouts = self._kcp.xmit
+            self._resent_at = None
         while (data := self._kcp.next_event()) is not None:
             if self.link is not None:
                 self.link.feed(data)
@@ -219,6 +226,8 @@ class KcpSession:
         kcp.update(now_ms)
         if is_news:
             kcp.flush()
+        if self._resent_at is None and kcp.xmit != self._timeouts:
+            self._resent_at = self._loop.time()
         if kcp.state & 0x80000000:  # a segment was resent too often: nobody is there
             self.abort()
             return
