@@ -177,7 +177,7 @@ def test_a_low_rate_from_a_burst_is_looked_for_anew_when_bulk_comes_and_not_whil
     bbr.state = State.CYCLE  # a burst filled the room for a moment, in somebody else's queue
     for step in range(100, 200):
         look(step * 0.01)
-        assert pipe._bbr is bbr
+        assert not bbr.is_starting
         pipe.took(20)
     for step in range(200, 210):
         pipe.took(pipe.room)
@@ -188,6 +188,28 @@ def test_a_low_rate_from_a_burst_is_looked_for_anew_when_bulk_comes_and_not_whil
         pipe.took(pipe.room)
         look(step * 0.01)
         assert not pipe._bbr.is_starting
+
+
+@pytest.mark.parametrize("is_always", [False, True])
+def test_bursts_over_a_slow_path_make_a_queue_once_and_not_each_time(is_always):
+    """A page every three seconds at 1 Mbit/s: its rate is looked for again from what is known on."""
+    kernel = Kernel(125e3, 0.05, is_greedy=True)
+    pipe = Pipe(is_always)
+    left, worst = 0, 0.0
+    for step in range(21_000):
+        kernel.step()
+        if step % 3000 == 0:
+            left = 125_000
+        if pipe.is_due(kernel.now):
+            pipe.look(kernel.now, kernel.below())
+        size = min(pipe.room, left or (100 if step % 100 == 0 else 0))
+        if size > 0:
+            pipe.took(size)
+            kernel.unsent += size
+            left = max(0, left - size)
+        if step >= 6000:
+            worst = max(worst, kernel.queue / kernel.rate)
+    assert worst < 0.2
 
 
 def test_a_source_that_makes_a_queue_has_enough_though_there_is_room_at_every_look():

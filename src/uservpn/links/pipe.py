@@ -125,7 +125,7 @@ class Pipe:
             self._little_until = self._limited_until
         else:
             if now > self._filled_at + LITTLE_S and self._is_low():
-                self._bbr = self._bbr.renewed()
+                self._bbr.look_on()
             self._filled_at = now
         self._look_at = now + (LOOK_S if self.is_bounding else LOOK_NEAR_S)
         if below.inflight == 0 and below.unsent == 0:

@@ -100,6 +100,8 @@ class Bbr:
 
     def __init__(self, rtt_s: float | None = None, shares: bool = True) -> None:
         """`shares` is False where the protocol below sees to equal shares."""
+        self._start_size = WINDOW_START
+        """The window that a start begins with at least."""
         self.window = WINDOW_START
         self.pace = START_GAIN * WINDOW_START / max(rtt_s or 0.1, 0.001)
         self.state = State.START
@@ -189,6 +191,18 @@ class Bbr:
         if self.state is State.CYCLE:
             self._enter_cycle(2, now)
 
+    def look_on(self) -> None:
+        """The rate may be a higher one: it is looked for as at the start, but from what is known on.
+
+        So on a path that is that slow the queue is a small one.
+        """
+        self._cubic = None
+        self._longer.forget()
+        self._tests.clear()
+        self._probe_until = None
+        self._start_size = WINDOW_MIN
+        self._look_for_rate()
+
     def renewed(self) -> Bbr:
         """One that knows the shortest round trip only."""
         return Bbr(self.rtt_min_s, self._fair > 0)
@@ -256,8 +270,12 @@ class Bbr:
         self.rtt_min_s = rtt_s
         self._rtt_min_at = sample.now
         self._end_compete(sample.now)
+        self._look_for_rate()
+
+    def _look_for_rate(self) -> None:
         self.state = State.START
         self._full_rate = self._full_rounds = 0
+        self._queued_rounds = 0
         self._spare = 1.0
         self._is_queued = False
 
@@ -405,7 +423,7 @@ class Bbr:
             window = max(window, self._cubic.size)
             pace = max(pace, COMPETE_PACE * window / (sample.rtt_s or self.rtt_min_s))
         if self.state is State.START:
-            pace = max(pace, START_GAIN * WINDOW_START / max(self.rtt_min_s, 0.001))
-            window = max(window, WINDOW_START)
+            pace = max(pace, START_GAIN * self._start_size / max(self.rtt_min_s, 0.001))
+            window = max(window, self._start_size)
         self.pace = max(pace, PACE_MIN)
         self.window = max(int(window), WINDOW_MIN)
