@@ -157,15 +157,19 @@ def test_the_choice_has_hysteresis():
         assert schedule.choose(links, False, 1.0).state.link == chosen, rtt_s
 
 
-def _trial(schedule, links, start, rates, slow_s=0.0, busy=1.0):
+def _trial(schedule, links, start, rates, slow_s=0.0, busy=1.0, quiet=0.0):
     """Bulk flows (or for this share of the time); each link delivers at its rate (bytes/s) while it is used.
 
-    For `slow_s` from its first use the one beside delivers next to nothing. The link in use at the end.
+    For `slow_s` from its first use the one beside delivers next to nothing. For `quiet` of each half second
+    nothing is to be sent, and nobody asks. The link in use at the end.
     """
     now = start
     used = schedule.current
     since = None
     while now < start + TRIAL_FIRST_S + TRIAL_START_S + TRIAL_COUNT_S + 1.0:
+        if now % 0.5 < 0.5 * quiet:
+            now += 0.001
+            continue
         choice = schedule.choose(links, now % 0.1 <= 0.1 * busy, now)
         since = now if since is None and choice.beside else since
         for state, path in links:
@@ -220,6 +224,13 @@ def test_short_transfers_one_after_the_other_compare_nothing():
     links = _links()
     schedule = Schedule()
     used, _ = _trial(schedule, links, 0.0, {UDP: 1e5, TCP: 5e6}, busy=0.4)
+    assert used == UDP
+
+
+def test_time_in_which_nothing_was_to_be_sent_is_none_in_which_bulk_waited():
+    """Each of these transfers has ended before the next one begins, and nobody looked in between."""
+    schedule = Schedule()
+    used, _ = _trial(schedule, _links(), 0.0, {UDP: 1e5, TCP: 5e6}, quiet=0.6)
     assert used == UDP
 
 

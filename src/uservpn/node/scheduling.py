@@ -44,6 +44,8 @@ TRIAL_COUNT_RTTS: Final = 3.0
 """...for so long."""
 TRIAL_BUSY: Final = 0.75
 """If bulk waited for less of that, there was too little to compare by."""
+TRIAL_GAP: Final = 0.4
+"""Bulk that waits is looked at with each report. If nobody looked for so much of that, nothing waited."""
 TRIAL_FIRST_S: Final = 4.0
 TRIAL_EVERY_S: Final = 60.0
 TRIAL_MAX_S: Final = 600.0
@@ -328,7 +330,8 @@ class Schedule:
                 trial.looked_at = now
                 trial.ours, trial.theirs = choice.path.delivered, other[1].delivered
             if trial.is_counting:
-                trial.busy_s += now - trial.looked_at if is_busy else 0.0
+                if is_busy and now - trial.looked_at < TRIAL_GAP * (trial.until - trial.count_at):
+                    trial.busy_s += now - trial.looked_at
                 trial.looked_at = now
             if now < trial.until:
                 return other
