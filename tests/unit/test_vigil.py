@@ -25,6 +25,7 @@ from uservpn.sim.network import RETRY_NEW_S, Host, Weather
 from uservpn.sim.world import World
 from uservpn.types import NodeId
 from uservpn.wire.constants import Kind
+from world import pair
 
 KEY = bytes(range(32))
 TCP = "tcp://203.0.113.5:7000"
@@ -358,3 +359,30 @@ def test_a_server_that_others_would_dial_is_back_at_once_after_a_loss_of_power_t
     for node in (1, 2, 3, 50):
         peer = world.members[node].node.peers[NodeId(4)]
         assert peer.session.peer_boot == boot or not peer.contact.links, "no link to the last start"
+
+
+def test_links_of_a_node_whose_record_was_contested_are_asked_once_and_not_with_each_of_its_news(
+    monkeypatch,
+):
+    """Its record's boot stays above that of its links: asked, they count as silent for a round trip."""
+    asked: list[float] = []
+    ask_all = Contact.ask_all
+
+    def noted(contact: Contact, now: float) -> None:
+        asked.append(now)
+        ask_all(contact, now)
+
+    monkeypatch.setattr(Contact, "ask_all", noted)
+    world, client, server = pair()
+    world.run(5)
+    server.node.members.supersede(server.node.directory.own.boot + 5, world.now)
+    world.settle(server)
+    world.run(5)
+    for step in range(3):
+        server.node.describe(world.now, name=f"renamed {step}")
+        world.settle(server)
+        world.run(5)
+    record = client.node.directory.get(1)
+    assert record is not None and record.name == "renamed 2"
+    assert record.boot > client.node.peers[1].session.peer_boot
+    assert len(asked) == 1

@@ -184,9 +184,15 @@ class Members:
     # --- inside ----------------------------------------------------------------------------------
 
     def _doubt_older(self, record: Record, now: float) -> None:
-        """Links to an earlier start of this node lead nowhere, and nobody may have said so."""
+        """Links to an earlier start of this node lead nowhere, and nobody may have said so.
+
+        It need not have been started: a contested record takes a higher boot (`supersede`), and keeps it.
+        """
         peer = self._table.peers.get(record.node)
-        if peer is not None and 0 < peer.session.peer_boot < record.boot:
+        if peer is None or record.boot <= peer.doubted_boot:
+            return
+        peer.doubted_boot = record.boot
+        if 0 < peer.session.peer_boot < record.boot:
             self._table.touch(peer)
             peer.contact.ask_all(now)
 

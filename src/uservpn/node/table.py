@@ -135,6 +135,8 @@ class Peer:
         """It is linked, and gossip knows."""
         self.is_untold = False
         """There were news for it while its link was held (mesh/liveness.py)."""
+        self.doubted_boot = 0
+        """The boot of its record for which its links were asked last: once is enough."""
         self.skew_told = False
         self.sample_at = 0.0
         """When the stamp of a message is looked at again."""
