@@ -215,6 +215,30 @@ def test_a_connection_to_an_exit_that_restarted_unnoticed_is_opened_again(skew_s
     assert bytes(again.received[third.id]) == b"more"
 
 
+def test_what_an_exit_confirmed_before_it_restarted_is_not_opened_again_though_its_clock_was_set():
+    """By its clock the new process is ten minutes old; but the old one said that it has the OPEN."""
+    world, client, server = pair()
+    world.run(1)
+    server.handle = lambda event: None  # it dials, and never gets to an answer
+    stream = client.node.open(1, "site.test", 80, None, world.now)
+    client.send(stream, b"once")
+    world.settle(client)
+    world.run(2)
+    server.is_up = False
+    world.black_hole = True
+    world.members.pop(1)
+    for link, (member, _) in list(world.links.items()):
+        if member is server:
+            del world.links[link]
+    world.run(1)
+    boot = _boot(world, server)
+    again = world.add(1, boot=boot, skew_s=600.0)
+    world.black_hole = False
+    world.run(120)
+    assert not again.offered
+    assert client.resets[stream.id] is Fault.EXIT_DEAD
+
+
 def test_a_server_that_refuses_is_dead_at_once():
     world, client, _ = pair()
     stream = client.node.open(1, "site.test", 80, None, world.now)

@@ -39,7 +39,8 @@ class Boots:
 
         Its boot tells when it was started by its own clock, and its stamp what that clock said when it left.
         That clock may be wrong, but not by more than 2.3 hours (`unwrap`). A message that was long under
-        way, and a boot that is ahead of its clock, tell of a later start.
+        way, and a boot that is ahead of its clock, tell of a later start; a clock that was set forward
+        since, of an earlier one.
         """
         clock = unwrap(header.stamp, now + self._table.wall_s)
         at = now - (clock - (header.boot >> BOOT_CHANCE) / 1000) + STARTED_MARGIN_S
@@ -57,6 +58,8 @@ class Boots:
             self._table.tell(peer.id, text, "warning")
             before = peer.tunnel
             boot, started_at = peer.started
+            # its clock may have been set since, but who was heard was alive: that was the old one
+            started_at = max(started_at, peer.contact.heard_at or 0.0)
             unseen = [
                 stream
                 for stream in before.streams.values()
