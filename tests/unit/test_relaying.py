@@ -166,6 +166,21 @@ def test_each_of_many_alike_is_still_looked_at():
     assert relay.counters.misdirected == misdirected + 1
 
 
+def test_nothing_of_a_boot_that_is_gone_follows_though_nothing_of_the_new_one_went_on():
+    world = _mesh()
+    relay, link, messages = _on_the_way(world)
+    header, body = messages[0]
+    fields = header.associated
+    boot, length = header.boot + 1, 200_000  # more than the next link carries
+    associated = fields[:3] + length.to_bytes(4, "big") + boot.to_bytes(8, "big") + fields[15:]
+    newer = header._replace(length=length, boot=boot, associated=associated)
+    read = [(header, body), (newer, bytes(length)), (_numbered(header, header.number + 1), body)]
+    stale = relay.relay.counters.stale
+    ((_, batch),) = relay.receive_batch(link, in_runs(read), lambda link: 1 << 20, world.now)
+    assert len(batch) == 2
+    assert relay.relay.counters.stale == stale + 1
+
+
 def test_calls_per_message_passed_on_stay_within_their_budget():
     """Of Python and C functions, for each of four messages of one read; opening the header is the link's."""
     world = _mesh()

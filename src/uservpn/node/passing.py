@@ -94,5 +94,5 @@ class Passing:
             self._hops = header.hop1, header.hop2
 
     def halt(self) -> None:
-        """Nothing follows the last one: something waits, or may have changed the ways."""
+        """Nothing follows the last one: something waits, or the ways or a boot may be others now."""
         self._course = None

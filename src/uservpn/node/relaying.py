@@ -72,6 +72,7 @@ class Relaying:
                 continue
             found = self._onward(link, header, now)
             if found is None:
+                passing.halt()
                 continue
             onward, outlet = found[0], passing.outlet(found[1])
             is_waiting = onward.id in self.relay.queues

@@ -25,7 +25,7 @@ class StreamTable:
         self.by_id: dict[int, Stream] = {}
         self.events: list[Event] = []
         self.opened_count = 0
-        """StreamTable the peer has opened."""
+        """Streams the peer has opened."""
         self.window_sum = 0
         """Bytes that all receive windows together allow."""
         self.queued = 0
