@@ -220,6 +220,17 @@ def test_who_was_lost_of_late_is_dialled_every_two_seconds_beside_dials_that_han
     assert dials[-1] - dials[-2] > 20.0, "later the back-off goes on"
 
 
+def test_who_waits_for_longer_than_a_minute_is_not_dialled_for_more_seldom_than_who_does_not():
+    redial = Redial(lambda span: span / 2)
+    redial.missed(1000.0)
+    redial.began(1000.0)
+    fresh = [at / 10 for at in range(10_000, 12_000) if redial.hurry(at / 10, True)]
+    second_minute = [at for at in fresh if 1070.0 < at < 1000.0 + LATELY_S]
+    gaps = [after - before for before, after in itertools.pairwise(second_minute)]
+    assert gaps and max(gaps) <= PACE_S + 0.2 and min(gaps) > 1.0
+    assert fresh[-1] < 1000.0 + LATELY_S + PACE_S
+
+
 def test_beside_a_dial_that_hangs_a_fresh_one_is_made_when_there_are_news():
     contact = Contact((TCP,), keepalive_s=600.0, grace_s=60.0, jitter=lambda span: 0.0)
     contact.want(0.0)

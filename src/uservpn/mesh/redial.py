@@ -37,7 +37,7 @@ HURRY_COUNT: Final = 200
 """While streams wait and nothing is heard, a fresh dial starts beside one that is under way for a second, and
 then this often, for a minute: the system repeats what it sent of a dial after 1, 3 and 7 s only."""
 PACE_S: Final = 2.0
-"""As HURRY_S, where nobody waits but the peer was lost of late."""
+"""As HURRY_S, where nobody waits, or for longer, but the peer was lost of late."""
 FAILING_COUNT: Final = 2
 
 
@@ -107,8 +107,8 @@ class Redial:
 
     def hurries_at(self, is_waiting: bool) -> float:
         """When `hurry` may say yes; infinite: it was tried often enough."""
-        if is_waiting:
-            return self._hurry_at if self._hurried < HURRY_COUNT else float("inf")
+        if is_waiting and self._hurried < HURRY_COUNT:
+            return self._hurry_at
         return self._pace_at if self._is_lately(self._pace_at) else float("inf")
 
     def again(self, now: float, is_waiting: bool) -> None:
