@@ -191,6 +191,20 @@ def test_throttled_datagrams_lose_their_traffic_and_get_it_back():
     assert used == UDP
 
 
+def test_a_link_that_was_left_is_compared_a_minute_later_and_once_more_before_that_gets_rarer():
+    """One comparison may be lost by chance, as when it falls between two transfers."""
+    links = _links()
+    schedule = Schedule()
+    waits = []
+    now, rates = 0.0, {UDP: 1e5, TCP: 5e6}
+    for _ in range(4):
+        used, now = _trial(schedule, links, now, rates)
+        assert used == TCP
+        waits.append(schedule._trial_at - now)
+        schedule._trial_at = now
+    assert [round(wait, -1) for wait in waits] == [60, 60, 120, 240]
+
+
 def test_a_comparison_waits_until_the_other_path_has_found_its_rate():
     """What it knew is from a time when it was throttled; its controller begins anew."""
     links = _links()
@@ -238,6 +252,8 @@ def test_a_comparison_that_shows_nothing_new_is_made_ever_less_often():
     links = _links()
     schedule = Schedule()
     used, now = _trial(schedule, links, 0.0, {UDP: 5e6, TCP: 1e6})
+    schedule._trial_at = now
+    used, now = _trial(schedule, links, now, {UDP: 5e6, TCP: 1e6})
     assert used == UDP and schedule._trial_at - now > 100
 
 

@@ -348,8 +348,10 @@ class Schedule:
                 self._preferred = None
                 self._trial_every_s = TRIAL_EVERY_S
             else:
+                self._trial_at = now + self._trial_every_s
                 self._trial_every_s = min(2 * self._trial_every_s, TRIAL_MAX_S)
-            self._trial_at = now + self._trial_every_s
+                return None
+            self._trial_at = now + TRIAL_EVERY_S
             return None
         if not is_busy:
             if self._trial_at is not None and now > self._trial_at + TRIAL_EVERY_S:
