@@ -206,6 +206,7 @@ class FakeStream:
         self.opened_for = (exit, host, port)
         self.owner = owner
         self.is_over = False
+        self.piece = 0
         self.written = b""
         self.consumed = 0
         self.is_finished = False
