@@ -37,7 +37,7 @@ def test_a_tcp_flow_in_the_same_queue_gets_its_share_and_leaves_ours(queue):
     assert ours + theirs >= 0.9 * RATE
 
 
-@pytest.mark.parametrize("queue", [0.5, 1.0, 4.0])
+@pytest.mark.parametrize("queue", [0.5, 4.0])
 def test_a_second_flow_of_ours_gets_its_share_and_leaves_the_first_one_its_own(queue):
     line = _line(queue)
     other = _line(queue, 2, clock=line.clock, forth=line.forth)

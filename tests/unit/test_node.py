@@ -148,7 +148,7 @@ def test_numbers_that_run_out_end_the_tunnel_and_say_so():
     assert any("restart" in text for text in client.news)
     with pytest.raises(StreamFault):
         _open(world, client)
-    world.run(3600)
+    world.run(600)
     assert client.node.peers[1].session._number <= NUMBER_MAX
 
 

@@ -168,7 +168,7 @@ def build(written: list[tuple[list[list[Condition]], list[Condition] | None]]) -
     return builder.build(b"")
 
 
-@settings(max_examples=250 * ROUNDS, deadline=None)
+@settings(max_examples=150 * ROUNDS, deadline=None)
 @given(
     st.lists(RULES, max_size=8),
     st.lists(st.tuples(HOSTS, PORTS, COUNTRIES), min_size=1, max_size=8),

@@ -29,7 +29,7 @@ from uservpn.wire.replay import ReplayWindow
 from uservpn.wire.session import Session
 
 KEY = bytes(range(32))
-SHORT = (*range(6), 778, 853)
+SHORT = (0, 1, 2, 778, 853)
 """Seeds that every test run plays; `make sim` plays more.
 
 778: an exit that only dials out is given another address, and nobody tells it. 853: routers give idle nodes

@@ -29,7 +29,7 @@ from uservpn.runtime.state_keeper import StateKeeper
 from uservpn.service import Service
 
 AT = 1_700_000_000.0
-POINTS = int(os.environ.get("USERVPN_KILL_POINTS", "300"))
+POINTS = int(os.environ.get("USERVPN_KILL_POINTS", "150"))
 
 
 class NoMesh:
