@@ -17,10 +17,9 @@ from uservpn.node.numbers import Numbers
 from uservpn.node.options import CloseWanted
 from uservpn.node.table import HeldMessage, Peer, Table
 from uservpn.tunnel.stream import Stream
+from uservpn.wire.constants import BOOT_CHANCE
 from uservpn.wire.header import Header
 
-BOOT_CHANCE: Final = 16
-"""The bits of a boot below its milliseconds."""
 STARTED_MARGIN_S: Final = 0.01
 """Both the boot and the stamp are cut to a millisecond."""
 

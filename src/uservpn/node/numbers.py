@@ -31,7 +31,7 @@ from uservpn.node.admission import CHALLENGE_SIZE
 from uservpn.node.members import Members
 from uservpn.node.table import Peer, Rival, Table
 from uservpn.types import Buffer, LinkId
-from uservpn.wire.constants import BOOT_MAX, FLAG_BOUND, Kind
+from uservpn.wire.constants import BOOT_CHANCE, BOOT_MAX, FLAG_BOUND, Kind
 from uservpn.wire.header import Header
 
 PATIENCE_S: Final = 1.0
@@ -181,7 +181,7 @@ class Numbers:
             return False
         peer.renewed_at = now
         table.touch(peer)
-        fresh = int((now + table.wall_s) * 1000) << 16
+        fresh = int((now + table.wall_s) * 1000) << BOOT_CHANCE
         above = known + 1 + int.from_bytes(table.random(4), "big")  # no boot comes twice
         peer.session = session.renewed(max(fresh, above), table.codec)
         return True

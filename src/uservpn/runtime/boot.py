@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 from uservpn.mesh.claims import INSTANCE_SIZE
+from uservpn.wire.constants import BOOT_CHANCE
 
 
 def next_boot(state_dir: Path) -> int:
@@ -54,4 +55,6 @@ def instance_of(state_dir: Path) -> bytes:
 
 def random_boot() -> int:
     """A boot number by the clock alone, for a node that keeps no state."""
-    return int(time.time() * 1000) << 16 | int.from_bytes(os.urandom(2), "big")
+    return int(time.time() * 1000) << BOOT_CHANCE | int.from_bytes(
+        os.urandom(BOOT_CHANCE // 8), "big"
+    )

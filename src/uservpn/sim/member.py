@@ -44,6 +44,7 @@ from uservpn.sim.link import (
 from uservpn.sim.network import Batch, End, Host
 from uservpn.tunnel.events import Data, Finished, Offered, Opened, Reset, Room
 from uservpn.types import LinkId, NodeId
+from uservpn.wire.constants import BOOT_CHANCE
 from uservpn.wire.header import Header, HeaderCodec, Run
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ class Member:
         now = world.agenda.now
         wall_s = world.wall_s + seat.skew_s
         self.rng = Random(f"{world.seed}/{seat.node}/{seat.start_count}")
-        boot = int((now + wall_s) * 1000) << 16 | self.rng.getrandbits(16)
+        boot = int((now + wall_s) * 1000) << BOOT_CHANCE | self.rng.getrandbits(BOOT_CHANCE)
         self.boot = seat.last_boot = max(boot, seat.last_boot + 1)
         ring = world.ring(seat.keys)
         options = NodeOptions(

@@ -20,6 +20,8 @@ KEY_SIZE: Final = 32
 PAYLOAD_SIZE_MAX: Final = 512 * KIB
 """Largest sealed payload a receiver accepts; a header that claims more is a broken peer."""
 NUMBER_MAX: Final = (1 << 48) - 1
+BOOT_CHANCE: Final = 16
+"""The random bits of a boot, below the milliseconds at which it began."""
 BOOT_MAX: Final = (1 << 63) - 1
 """No boot is higher: they follow the clock, in 2**-16 ms since 1970. Higher ones are somebody's invention."""
 STAMP_MASK: Final = (1 << 24) - 1
