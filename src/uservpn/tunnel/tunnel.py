@@ -158,9 +158,10 @@ class Tunnel:
             return
         chosen = {stream.id for stream in streams}
         for payload in old.outbox.unconfirmed():
-            for frame in frames.split(bytes(payload), SEQ_SIZE, limits.FRAME_MIN):
+            for frame in frames.split(bytes(payload), SEQ_SIZE, len(payload)):  # cuts nothing
                 if frames.stream_of(frame) in chosen:
-                    self._lanes.control.append(bytes(frame))
+                    pieces = frames.split(bytes(frame), 0, limits.FRAME_MIN)
+                    self._lanes.control += map(bytes, pieces)
         self._lanes.control += [
             frame for frame in old._lanes.control if frames.stream_of(frame) in chosen
         ]
