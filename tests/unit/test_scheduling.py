@@ -5,14 +5,8 @@ from __future__ import annotations
 import pytest
 
 from test_relaying import HOME, _server
-from uservpn.mesh.liveness import LinkState
-from uservpn.node.scheduling import (
-    NEAR_S,
-    TRIAL_COUNT_S,
-    TRIAL_FIRST_S,
-    TRIAL_START_S,
-    Schedule,
-)
+from two_links import TCP, UDP, Settled, direct_links
+from uservpn.node.scheduling import NEAR_S, Schedule
 from uservpn.node.sharing import (
     FLOWS,
     OPENING_MAX,
@@ -24,8 +18,6 @@ from uservpn.node.sharing import (
 from uservpn.tunnel.bbr import Bbr
 from uservpn.tunnel.path import Path
 from world import ROOM, World, pair
-
-TCP, UDP = 2, 4
 
 
 def _both(**options):
@@ -123,27 +115,8 @@ def test_what_was_on_a_link_that_was_cut_is_resent_over_the_other_one():
 # --- the choice alone ----------------------------------------------------------------------------
 
 
-class Settled(Bbr):
-    """A controller that knows its path's rate, which it paces to less than that just now."""
-
-    is_starting = False
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.pace = 1e6
-
-
-def _links(rtt_s: float = 0.1):
-    found = []
-    for link, protocol in ((TCP, "tcp"), (UDP, "udp")):
-        state = LinkState(link, protocol, True, f"{protocol}://x", 0.0, 0.0, 0.0)
-        state.rtt_s = rtt_s
-        found.append((state, Path(link, Settled() if protocol == "udp" else None, rtt_s)))
-    return found
-
-
 def test_the_choice_has_hysteresis():
-    links = _links(2 * NEAR_S)
+    links = direct_links(2 * NEAR_S)
     schedule = Schedule()
     assert schedule.choose(links, False, 0.0).state.link == UDP
     for rtt_s, chosen in (
@@ -155,106 +128,6 @@ def test_the_choice_has_hysteresis():
         for state, path in links:
             state.rtt_s = path.rtt_s = path.rtt_min_s = rtt_s
         assert schedule.choose(links, False, 1.0).state.link == chosen, rtt_s
-
-
-def _trial(schedule, links, start, rates, slow_s=0.0, busy=1.0, quiet=0.0):
-    """Bulk flows (or for this share of the time); each link delivers at its rate (bytes/s) while it is used.
-
-    For `slow_s` from its first use the one beside delivers next to nothing. For `quiet` of each half second
-    nothing is to be sent, and nobody asks. The link in use at the end.
-    """
-    now = start
-    used = schedule.current
-    since = None
-    while now < start + TRIAL_FIRST_S + TRIAL_START_S + TRIAL_COUNT_S + 1.0:
-        if now % 0.5 < 0.5 * quiet:
-            now += 0.001
-            continue
-        choice = schedule.choose(links, now % 0.1 <= 0.1 * busy, now)
-        since = now if since is None and choice.beside else since
-        for state, path in links:
-            is_used = state is choice.state or (choice.beside and state is choice.beside[0])
-            is_slow = state.link != used and since is not None and now < since + slow_s
-            path.delivered += int(0.01 * (1e4 if is_slow else rates[state.link])) if is_used else 0
-        used = used if choice.beside else choice.state.link
-        now += 0.01
-    return used, now
-
-
-def test_throttled_datagrams_lose_their_traffic_and_get_it_back():
-    links = _links()
-    schedule = Schedule()
-    used, now = _trial(schedule, links, 0.0, {UDP: 1e5, TCP: 5e6})
-    assert used == TCP
-    schedule._trial_at = now
-    used, now = _trial(schedule, links, now, {UDP: 5e6, TCP: 5e6})
-    assert used == UDP
-
-
-def test_a_link_that_was_left_is_compared_a_minute_later_and_once_more_before_that_gets_rarer():
-    """One comparison may be lost by chance, as when it falls between two transfers."""
-    links = _links()
-    schedule = Schedule()
-    waits = []
-    now, rates = 0.0, {UDP: 1e5, TCP: 5e6}
-    for _ in range(4):
-        used, now = _trial(schedule, links, now, rates)
-        assert used == TCP
-        waits.append(schedule._trial_at - now)
-        schedule._trial_at = now
-    assert [round(wait / 60) for wait in waits] == [1, 1, 2, 4]  # minutes
-
-
-def test_a_comparison_waits_until_the_other_path_has_found_its_rate():
-    """What it knew is from a time when it was throttled; its controller begins anew."""
-    links = _links()
-    schedule = Schedule()
-    used, now = _trial(schedule, links, 0.0, {UDP: 1e5, TCP: 5e6})
-    assert used == TCP
-    schedule._trial_at = now
-    path = next(path for state, path in links if state.link == UDP)
-    path.is_lossy, path.controller = True, Bbr(0.05)
-    known = path.controller
-    used, now = _trial(schedule, links, now, {UDP: 5e6, TCP: 5e6}, slow_s=0.9 * TRIAL_START_S)
-    assert used == UDP
-    assert path.controller is not known and path.controller.is_starting
-
-
-def test_short_transfers_do_not_compare_a_path_whose_rate_was_never_found():
-    """What it has no room for, nearly all of each, the other one gets."""
-    links = _links()
-    path = next(path for state, path in links if state.link == UDP)
-    path.is_lossy, path.controller = True, Bbr(0.05)
-    schedule = Schedule()
-    used, now = _trial(schedule, links, 0.0, {UDP: 1e5, TCP: 5e6})
-    assert used == UDP
-    path.controller = Settled()
-    schedule._trial_at = now
-    used, now = _trial(schedule, links, now, {UDP: 1e5, TCP: 5e6})
-    assert used == TCP
-
-
-def test_short_transfers_one_after_the_other_compare_nothing():
-    links = _links()
-    schedule = Schedule()
-    used, _ = _trial(schedule, links, 0.0, {UDP: 1e5, TCP: 5e6}, busy=0.4)
-    assert used == UDP
-
-
-def test_time_in_which_nothing_was_to_be_sent_is_none_in_which_bulk_waited():
-    """Each of these transfers has ended before the next one begins, and nobody looked in between."""
-    schedule = Schedule()
-    used, _ = _trial(schedule, _links(), 0.0, {UDP: 1e5, TCP: 5e6}, quiet=0.6)
-    assert used == UDP
-
-
-def test_a_comparison_that_shows_nothing_new_is_made_ever_less_often():
-    links = _links()
-    schedule = Schedule()
-    used, now = _trial(schedule, links, 0.0, {UDP: 5e6, TCP: 1e6})
-    schedule._trial_at = now
-    used, now = _trial(schedule, links, now, {UDP: 5e6, TCP: 1e6})
-    assert used == UDP and schedule._trial_at - now > 100
 
 
 def test_what_a_path_beside_swallows_is_resent_over_the_one_in_use():

@@ -9,10 +9,7 @@ One direct link carries the tunnel; which one is decided at each take, from what
 - Where the peer has moved to another link, and what we sent stays unanswered meanwhile, we move, too.
 - On short paths without loss a reliable link (TCP, KCP) costs far less work for each byte, everywhere else
   one that loses messages is faster: its loss is recovered by us. NEAR_S tells them apart, with hysteresis.
-- Some networks throttle UDP. While bulk flows both are compared now and then: for a while the other link may
-  carry what the one in use has no room for. It is first given time to find its rate, which may be another one
-  than long ago. If it delivers far more it takes over; one that took over gives way again when the other one
-  is nearly as good. The next comparison is later each time nothing changed.
+- Some networks throttle UDP: while bulk flows both are compared now and then (node/comparing.py).
 - Reports go where the newest message came from: the peer found that way to carry.
 """
 
@@ -23,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from uservpn.mesh.liveness import LinkState
+from uservpn.node.comparing import Comparing, Part
 from uservpn.tunnel.limits import FAR_RTT_S
 from uservpn.tunnel.path import SILENT_COUNT, Path
 from uservpn.types import LinkId
@@ -36,21 +34,6 @@ FOLLOW_RTTS: Final = 1.75
 """Where the peer's messages come over another link, ours may be unanswered for so many round trips."""
 AWAY_S: Final = 2.0
 AWAY_MAX_S: Final = 120.0
-TRIAL_START_S: Final = 1.0
-TRIAL_START_RTTS: Final = 8.0
-"""So long, whichever is longer, a comparison lets the other path find its rate; then the bytes count..."""
-TRIAL_COUNT_S: Final = 0.5
-TRIAL_COUNT_RTTS: Final = 3.0
-"""...for so long."""
-TRIAL_BUSY: Final = 0.75
-"""If bulk waited for less of that, there was too little to compare by."""
-TRIAL_GAP: Final = 0.4
-"""Bulk that waits is looked at with each report. If nobody looked for so much of that, nothing waited."""
-TRIAL_FIRST_S: Final = 4.0
-TRIAL_EVERY_S: Final = 60.0
-TRIAL_MAX_S: Final = 600.0
-FAR_MORE: Final = 2.0
-NEARLY: Final = 0.7
 MOVING: Final = 512 << 10
 MOVING_S: Final = 1.0
 MOVING_LONG: Final = 64 << 10
@@ -91,29 +74,13 @@ class Record:
 
 
 @dataclass(slots=True)
-class Trial:
-    """Two links side by side: bytes delivered by each when the counting began."""
-
-    link: LinkId
-    count_at: float
-    until: float
-    ours: int = 0
-    theirs: int = 0
-    is_counting: bool = False
-    busy_s: float = 0.0
-    """So long, while it counts, bulk waited..."""
-    looked_at: float = 0.0
-    """...up to this time."""
-
-
-@dataclass(slots=True)
 class Choice:
     """What `choose` decided for one take."""
 
     state: LinkState
     path: Path
     beside: tuple[LinkState, Path] | None = None
-    """The other side of a trial: gets what the first has no room for."""
+    """The other side of a comparison: gets what the first has no room for."""
     express: tuple[LinkState, Path] | None = None
     """Another link for all but bulk, which would wait behind it on this one."""
     ask: LinkState | None = None
@@ -132,11 +99,7 @@ class Schedule:
     only: Choice | None = None
     """The choice where there is one link."""
     _records: dict[LinkId, Record] = field(default_factory=dict)
-    _trial: Trial | None = None
-    _trial_at: float | None = None
-    _trial_every_s: float = TRIAL_EVERY_S
-    _preferred: LinkId | None = None
-    """The winner of a comparison."""
+    comparing: Comparing = field(default_factory=Comparing)
     _moved: int = 0
     _moved_at: float = 0.0
     _moving_count: int = 0
@@ -161,7 +124,7 @@ class Schedule:
             self._records = {k: v for k, v in self._records.items() if k in known}
         present = by_link.get(self.current) if self.current is not None else None
         if len(links) == 1 and not ways:
-            self._trial = None
+            self.comparing.stop()
             self.current = links[0][0].link
             return Choice(*links[0])
         if present is None:
@@ -180,13 +143,9 @@ class Schedule:
             able = able or [pair for pair in links if not pair[0].probed] or links
             choice = Choice(*self._best(able))
             self.current = choice.state.link
-            if (
-                not choice.path.is_asked
-            ):  # what another link has room for is kept for what may be lost
-                other = choice.beside = self._compare(choice, able, by_link, is_busy, now)
-                if other is not None and choice.state.link == self._preferred:
-                    # the same bottleneck leaves nothing to the second: who is to come back goes first
-                    choice = Choice(*other, beside=(choice.state, choice.path))
+            if not choice.path.is_asked:
+                # what another link has room for is kept for what may be lost
+                self._set_beside(choice, able, by_link, is_busy, now)
             choice.express = _express(choice.path, able)
         if choice.left is None:
             choice.ask = ask
@@ -207,7 +166,7 @@ class Schedule:
             if path.silent_count == 0:
                 self._records.get(state.link, Record()).away_s = AWAY_S
             return None
-        self._trial = None
+        self.comparing.stop()
         for pair in links:
             record = self._records.get(pair[0].link)
             if pair[0] is state or record is None:
@@ -218,7 +177,7 @@ class Schedule:
 
     def _move(self, state: LinkState, path: Path, to: tuple[LinkState, Path], now: float) -> Choice:
         """Away from a silent link to one that was heard since: a silence of that one is over."""
-        self._trial = None
+        self.comparing.stop()
         self.put_away(state.link, now)
         self.current = to[0].link
         to[1].silent_count = 0
@@ -266,8 +225,7 @@ class Schedule:
         gone.left_at = now
         gone.away_until = now + gone.away_s
         gone.away_s = min(2 * gone.away_s, AWAY_MAX_S)
-        if self._trial is not None and self._trial.link == link:
-            self._trial = None
+        self.comparing.stop(link)
 
     def _is_able(self, state: LinkState, path: Path, now: float) -> bool:
         """Was it not left lately, or heard since and due for another try?"""
@@ -286,8 +244,8 @@ class Schedule:
         for pair in able:
             if pair[0].link == self.current:
                 best = pair
-        if any(pair[0].link == self._preferred for pair in able):
-            return next(pair for pair in able if pair[0].link == self._preferred)
+        if any(pair[0].link == self.comparing.preferred for pair in able):
+            return next(pair for pair in able if pair[0].link == self.comparing.preferred)
         for pair in able:
             if self._rank(pair) > self._rank(best):
                 best = pair
@@ -305,72 +263,25 @@ class Schedule:
             return 2 if rtt > near or path.loss > LOSS_MAX else 0
         return 1
 
-    def _compare(
+    def _set_beside(
         self,
         choice: Choice,
         able: list[tuple[LinkState, Path]],
-        by_link: dict[LinkId, tuple[LinkState, Path]],
+        direct: dict[LinkId, tuple[LinkState, Path]],
         is_busy: bool,
         now: float,
-    ) -> tuple[LinkState, Path] | None:
-        """Starts, goes on with, or ends a comparison; returns its other side while it lasts."""
-        trial = self._trial
-        if trial is not None:
-            other = by_link.get(trial.link)
-            if other is None or choice.state.link == trial.link:
-                self._trial = None
-                return None
-            if not trial.is_counting and now >= trial.count_at:
-                if choice.path.is_lossy and choice.path.is_starting:
-                    # what little there was to send was not enough to find out what the one in use carries
-                    self._trial = None
-                    self._trial_at = now + TRIAL_FIRST_S
-                    return None
-                trial.is_counting = True
-                trial.looked_at = now
-                trial.ours, trial.theirs = choice.path.delivered, other[1].delivered
-            if trial.is_counting:
-                if is_busy and now - trial.looked_at < TRIAL_GAP * (trial.until - trial.count_at):
-                    trial.busy_s += now - trial.looked_at
-                trial.looked_at = now
-            if now < trial.until:
-                return other
-            self._trial = None
-            ours = choice.path.delivered - trial.ours
-            theirs = other[1].delivered - trial.theirs
-            if trial.busy_s < TRIAL_BUSY * (trial.until - trial.count_at):
-                self._trial_at = now + TRIAL_FIRST_S
-                return None
-            if theirs > FAR_MORE * ours:
-                self._preferred = trial.link
-                self._trial_every_s = TRIAL_EVERY_S
-            elif self._preferred is not None and theirs > NEARLY * ours:
-                self._preferred = None
-                self._trial_every_s = TRIAL_EVERY_S
-            else:
-                self._trial_at = now + self._trial_every_s
-                self._trial_every_s = min(2 * self._trial_every_s, TRIAL_MAX_S)
-                return None
-            self._trial_at = now + TRIAL_EVERY_S
-            return None
-        if not is_busy:
-            if self._trial_at is not None and now > self._trial_at + TRIAL_EVERY_S:
-                self._trial_at = None
-            return None
-        if self._trial_at is None:
-            self._trial_at = now + TRIAL_FIRST_S
-        if now < self._trial_at:
-            return None
-        others = [p for p in able if p[1].is_lossy != choice.path.is_lossy]
-        if not others:
-            return None
-        state, path = others[0]
-        path.look_anew()
-        rtt_s = max(path.rtt_s or state.rtt_s or 0.0, choice.path.rtt_s or 0.0)
-        count_at = now + max(TRIAL_START_S, TRIAL_START_RTTS * rtt_s)
-        until = count_at + max(TRIAL_COUNT_S, TRIAL_COUNT_RTTS * rtt_s)
-        self._trial = Trial(state.link, count_at, until)
-        return others[0]
+    ) -> None:
+        """Two links carry while they are compared."""
+        used = choice.state, choice.path
+        compared = self.comparing.other(used, able, direct, is_busy, now)
+        if compared is None:
+            return
+        other, part = compared
+        if part is Part.REST:
+            choice.beside = other
+        else:
+            choice.state, choice.path = other
+            choice.beside = used if part is Part.FIRST else None
 
     def wants_second(self, choice: Choice, moved: int, now: float) -> bool:
         """Should there be a second connection? `moved` bytes went over the tunnel so far, both ways.

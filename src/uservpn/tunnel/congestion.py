@@ -52,5 +52,8 @@ class Controller(Protocol):
     def on_restart(self, now: float) -> None:
         """Something is sent after a pause in which nothing was on the path."""
 
+    def look_on(self) -> None:
+        """The rate may be a higher one: it is looked for as at the start, but from what is known on."""
+
     def renewed(self) -> Controller:
         """One that looks for the path's rate from the beginning: this one's knowledge is too old."""

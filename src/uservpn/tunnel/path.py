@@ -137,6 +137,8 @@ class Path:
         """Messages found lost."""
         self.loss = 0.0
         """Share of the bytes that get lost, smoothed over rounds."""
+        self.choked_rounds = 0
+        """So many rounds in a row most of what they told of was lost."""
         self.rtt_s = rtt_s
         """Smoothed round trip; None: not measured."""
         self.rtt_min_s = rtt_s or RTT_START_S
@@ -453,6 +455,11 @@ class Path:
         if self.controller is not None and self.is_lossy:
             self.controller = self.controller.renewed()
 
+    def look_on(self) -> None:
+        """It may carry more than is known: that is looked for from what is known on."""
+        if self.controller is not None and self.is_lossy:
+            self.controller.look_on()
+
     def leave(self, now: float) -> None:
         """What is on it is resent over another one as soon as the sink says what it misses."""
         self._left_at = now
@@ -541,6 +548,7 @@ class Path:
         self._round_acked = self._round_lost = 0
         if lost + acked:
             self.loss += LOSS_WEIGHT * (lost / (lost + acked) - self.loss)
+            self.choked_rounds = self.choked_rounds + 1 if lost > acked else 0
         if self._reorder_rounds:
             self._reorder_rounds -= 1
             if self._reorder_rounds == 0 and self._reorder > 1:

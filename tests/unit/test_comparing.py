@@ -1,0 +1,215 @@
+"""Two links are compared while bulk flows: throttled datagrams lose their traffic, and get it back."""
+
+from __future__ import annotations
+
+import pytest
+
+from paths import Conditions
+from two_links import TCP, UDP, Settled, TwoLinks, direct_links
+from uservpn.node.comparing import COUNT_S, EVERY_S, FIRST_S, HURRY_S, START_S, Comparing
+from uservpn.node.scheduling import Schedule
+from uservpn.tunnel.bbr import Bbr
+from uservpn.tunnel.path import Flight
+
+STEP_S = 0.01
+
+
+class Flow:
+    """Bulk over a schedule: each link delivers at its rate (bytes/s) while it is used."""
+
+    def __init__(self, links=None) -> None:
+        self.links = links or direct_links()
+        self.schedule = Schedule()
+        self.now = 0.0
+        self.alone: dict[int, float] = {}
+        """Rates of a link that nothing is used beside, where they differ."""
+        self.shares: list[str] = []
+        """What each step was: one link's name, or two with the first one in front."""
+
+    @property
+    def path(self):
+        return next(path for state, path in self.links if state.link == UDP)
+
+    @property
+    def comparing(self) -> Comparing:
+        return self.schedule.comparing
+
+    def run(self, seconds, rates, slow_s=0.0, busy=1.0, quiet=0.0) -> int:
+        """The link in use at the end.
+
+        For `slow_s` from its first use the one beside delivers next to nothing. `busy`: for this share of the
+        time bulk waits. For `quiet` of each half second nothing is to be sent, and nobody asks.
+        """
+        since = None
+        end = self.now + seconds
+        while self.now < end:
+            self.now += STEP_S
+            if self.now % 0.5 < 0.5 * quiet:
+                continue
+            used = self.schedule.current
+            choice = self.schedule.choose(self.links, self.now % 0.1 <= 0.1 * busy, self.now)
+            paths = [choice.path, *([choice.beside[1]] if choice.beside else [])]
+            since = self.now if since is None and choice.beside else since
+            for path in paths:
+                is_slow = path.link != used and since is not None and self.now < since + slow_s
+                rate = 1e4 if is_slow else rates[path.link]
+                if len(paths) == 1:
+                    rate = self.alone.get(path.link, rate)
+                path.delivered += int(STEP_S * rate)
+                path.rate = rate
+            self.shares.append("+".join("udp" if p.link == UDP else "tcp" for p in paths))
+        return self.schedule.current
+
+    def compare(self, rates, **options) -> int:
+        """One comparison, at once."""
+        if self.comparing._at is not None:
+            self.comparing._at = self.now - FIRST_S
+        return self.run(FIRST_S + START_S + COUNT_S + 1.0, rates, **options)
+
+
+def test_throttled_datagrams_lose_their_traffic_and_get_it_back():
+    flow = Flow()
+    assert flow.compare({UDP: 1e5, TCP: 5e6}) == TCP
+    assert flow.compare({UDP: 5e6, TCP: 5e6}) == UDP
+
+
+def test_a_link_to_come_back_is_tried_alone_where_both_share_one_bottleneck():
+    """Beside the one in use it got a third; alone it does as much as both together."""
+    flow = Flow()
+    flow.alone = {UDP: 4.5e6}
+    assert flow.compare({UDP: 1e5, TCP: 5e6}) == TCP
+    flow.shares.clear()
+    assert flow.compare({UDP: 1.2e6, TCP: 3.8e6}) == UDP
+    first = flow.shares.index("udp+tcp")
+    last = len(flow.shares) - flow.shares[::-1].index("udp+tcp")
+    assert set(flow.shares[first:last]) == {"udp+tcp"}  # it goes first
+    assert flow.shares[last] == "udp" and flow.shares[last:].count("tcp") <= 1
+
+
+def test_a_link_that_is_still_throttled_a_little_stays_left_although_it_was_tried_alone():
+    flow = Flow()
+    flow.alone = {UDP: 2e6}
+    assert flow.compare({UDP: 1e5, TCP: 5e6}) == TCP
+    flow.shares.clear()
+    assert flow.compare({UDP: 1e6, TCP: 4e6}) == TCP
+    assert "udp" in flow.shares and flow.shares[-1] == "tcp"
+
+
+def test_a_link_that_is_still_throttled_to_next_to_nothing_is_not_tried_alone():
+    flow = Flow()
+    assert flow.compare({UDP: 1e5, TCP: 5e6}) == TCP
+    flow.shares.clear()
+    assert flow.compare({UDP: 1e5, TCP: 5e6}) == TCP
+    assert "udp" not in flow.shares
+
+
+def test_a_link_that_falls_silent_while_it_is_tried_alone_gives_way_at_once():
+    flow = Flow()
+    flow.alone = {UDP: 0.0}
+    assert flow.compare({UDP: 1e5, TCP: 5e6}) == TCP
+    flow.comparing._at = flow.now
+    while not flow.shares or flow.shares[-1] != "udp":
+        flow.run(STEP_S, {UDP: 1.2e6, TCP: 3.8e6})
+    flight = Flight(flow.path, flow.now, 1, None)
+    flight.size = flow.path.inflight = 1000
+    flow.path.flights.append(flight)
+    flow.path.silent_count = 2
+    assert flow.run(3 * STEP_S, {UDP: 0, TCP: 5e6}) == TCP
+    assert flow.shares[-1] == "tcp"
+
+
+def test_a_link_that_was_left_is_compared_a_minute_later_and_once_more_before_that_gets_rarer():
+    """One comparison may be lost by chance, as when it falls between two transfers."""
+    flow = Flow()
+    waits = []
+    for _ in range(4):
+        assert flow.compare({UDP: 1e5, TCP: 5e6}) == TCP
+        waits.append(flow.comparing._at - flow.now)
+    assert [round(wait / 60) for wait in waits] == [1, 1, 2, 4]  # minutes
+
+
+def test_a_comparison_waits_until_the_other_path_has_found_its_rate():
+    """What it knew is from a time when it was throttled; its controller begins anew."""
+    flow = Flow()
+    assert flow.compare({UDP: 1e5, TCP: 5e6}) == TCP
+    flow.path.is_lossy, flow.path.controller = True, Bbr(0.05)
+    known = flow.path.controller
+    assert flow.compare({UDP: 5e6, TCP: 5e6}, slow_s=0.9 * START_S) == UDP
+    assert flow.path.controller is not known and flow.path.controller.is_starting
+
+
+def test_short_transfers_do_not_compare_a_path_whose_rate_was_never_found():
+    """What it has no room for, nearly all of each, the other one gets."""
+    flow = Flow()
+    flow.path.is_lossy, flow.path.controller = True, Bbr(0.05)
+    assert flow.compare({UDP: 1e5, TCP: 5e6}) == UDP
+    flow.path.controller = Settled()
+    assert flow.compare({UDP: 1e5, TCP: 5e6}) == TCP
+
+
+def test_short_transfers_one_after_the_other_compare_nothing():
+    assert Flow().compare({UDP: 1e5, TCP: 5e6}, busy=0.4) == UDP
+
+
+def test_time_in_which_nothing_was_to_be_sent_is_none_in_which_bulk_waited():
+    """Each of these transfers has ended before the next one begins, and nobody looked in between."""
+    assert Flow().compare({UDP: 1e5, TCP: 5e6}, quiet=0.6) == UDP
+
+
+def test_a_comparison_that_shows_nothing_new_is_made_ever_less_often():
+    flow = Flow()
+    for _ in range(2):
+        assert flow.compare({UDP: 5e6, TCP: 1e6}) == UDP
+    assert flow.comparing._at - flow.now > 100
+
+
+def test_throttling_that_begins_after_long_shows_within_seconds():
+    """Comparisons have become rare by then; the rate that fell tells."""
+    flow = Flow()
+    flow.run(600, {UDP: 5e6, TCP: 5e6})
+    assert flow.schedule.current == UDP
+    assert flow.comparing._at > flow.now + 60
+    assert flow.run(4.0, {UDP: 1e5, TCP: 5e6}) == TCP
+
+
+def test_a_path_that_became_slow_for_both_is_compared_no_more_often_than_is_good():
+    flow = Flow()
+    flow.run(600, {UDP: 5e6, TCP: 5e6})
+    flow.shares.clear()
+    flow.run(3 * HURRY_S, {UDP: 1e5, TCP: 1e5})
+    steps = sum(share != "udp" for share in flow.shares)
+    assert 0 < steps * STEP_S < 2 * (START_S + COUNT_S)  # once: then the rate is known to be low
+
+
+def test_a_link_that_loses_nearly_all_is_compared_at_once():
+    """A limiter that drops what is too much: nobody waits for the usual time."""
+    flow = Flow()
+    flow.path.controller = Bbr(0.1)  # it is far from having found its rate
+    flow.path.choked_rounds = 3
+    assert flow.run(START_S + COUNT_S + 0.1, {UDP: 1e5, TCP: 5e6}) == TCP
+
+
+# --- over one bottleneck -------------------------------------------------------------------------
+
+RATE = 1.25e6
+RTT = 0.05
+
+
+@pytest.mark.parametrize(("queue", "seed"), [(1.0, 1), (3.0, 2)])
+def test_bulk_over_one_bottleneck_leaves_throttled_datagrams_and_comes_back(queue, seed):
+    """The first comparison after the limit's end brings it back, at next to no cost."""
+    flow = TwoLinks(Conditions(RATE, RTT, int(queue * RATE * RTT)), seed)
+    source, clock = flow.source, flow.clock
+    comparing = source.schedule.comparing
+    source.is_throttled, source.limit = True, RATE / 100
+    while comparing.preferred != TCP:
+        assert clock.now < 12.0
+        clock.run(clock.now + 0.5)
+    source.is_throttled = False
+    clock.run(clock.now + 4.0)
+    assert source.schedule.current == TCP and comparing._at > EVERY_S
+    comparing._at = clock.now
+    before = flow.sink.got
+    clock.run(clock.now + 5.0)
+    assert source.schedule.current == UDP and comparing.preferred is None
+    assert flow.sink.got - before > 0.75 * RATE * 5.0
