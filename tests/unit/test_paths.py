@@ -210,15 +210,15 @@ def test_resends_have_a_budget_that_a_working_path_does_not_feel(loss, is_spent)
     line = Line(Conditions(RATE, 0.05, QUEUE), seed=4)
     line.fill()
     line.clock.run(1.0)
-    line.path.resend_left = 100_000  # as after a long hole
+    line.path.resending.left = 100_000  # as after a long hole
     confirmed, sent, resent = line.path.delivered, line.path.sent, line.path.resent_count
     line.forth.now_is.loss = loss
     line.clock.run(6.0)
     path = line.path
-    assert (path.resend_waits > 0) == is_spent
+    assert (path.resending.waits > 0) == is_spent
     if is_spent:
-        assert path.resend_waits <= 5.0 / 0.05 + 1
-        spent = 100_000 + (path.delivered - confirmed) + path.resend_waits * RESEND_TRICKLE
+        assert path.resending.waits <= 5.0 / 0.05 + 1
+        spent = 100_000 + (path.delivered - confirmed) + path.resending.waits * RESEND_TRICKLE
         assert (path.resent_count - resent) * SIZE_MAX <= 1.05 * spent  # no message is longer
         assert path.sent - sent < 0.5 * 5.0 * RATE
     line.forth.now_is.loss = 0.0

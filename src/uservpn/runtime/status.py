@@ -198,7 +198,7 @@ def _path(path: Path | None) -> dict[str, Any]:
         "resent": path.resent_count,
         "spurious": path.spurious_count,
         "copied": path.copied_count,
-        "resend_waits": path.resend_waits,
+        "resend_waits": path.resending.waits,
         "lost": path.lost_count,
         "rate_mbit": round(path.rate * 8e-6, 2),
         "first_second_bytes": path.first_second,

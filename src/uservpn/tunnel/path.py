@@ -6,10 +6,9 @@ the path had delivered when it left, so that its confirmation gives a delivery r
 
 What is missing at the sink is resent only if its last transmission was *overtaken*: a flight that left later
 on the same path was confirmed, and the rest had a round trip and a reordering window's time (RACK, RFC 8985;
-other paths prove nothing). The window is a sixteenth of the shortest round trip, and widens while the sink
-reports what was resent for nothing. On a path that ended, or was left because it fell silent, all that the
-sink misses counts as overtaken. A lost tail is found by an empty message sent behind it, soon where messages
-get lost, else after one and a half round trips.
+other paths prove nothing; tunnel/resending.py). On a path that ended, or was left because it fell silent, all
+that the sink misses counts as overtaken. A lost tail is found by an empty message sent behind it, soon where
+messages get lost, else after one and a half round trips.
 
 The pacer has no timer for each message: what may leave is what the rate allowed since the last burst,
 at most BURST_S ahead, so bursts are as coarse as the driver's timer.
@@ -27,20 +26,14 @@ from uservpn.tunnel.limits import (
     ASK_DELAY_S,
     COPY_LOSS,
     FAR_RTT_S,
-    RESEND_BURST,
-    RESEND_SHARE,
-    RESEND_TRICKLE,
 )
+from uservpn.tunnel.resending import ReorderWindow, ResendBudget
 from uservpn.types import LinkId
 
 BURST_S: Final = 0.002
 """What leaves at once lasts so long at the present rate; the driver's timer ticks in a millisecond."""
 LATE_S: Final = 0.012
 """How much of what could have left in the past is made up for, when the driver comes late."""
-REORDER_MAX: Final = 32
-REORDER_STEP: Final = 2
-"""The reordering window is at most so many sixteenths of the shortest round trip, and widens by so many."""
-REORDER_ROUNDS: Final = 16
 PROBE_MIN_S: Final = 0.005
 TAIL_PROBE_S: Final = 0.3
 """A path that is silent is probed at least so often at first, so that a black hole's end is noticed."""
@@ -127,12 +120,7 @@ class Path:
         self.resent_count = 0
         self.spurious_count = 0
         self.copied_count = 0
-        self.resend_left: float = RESEND_BURST
-        """Bytes that may be sent again now."""
-        self.resend_at: float | None = None
-        """When resends that wait for their budget go on."""
-        self.resend_waits = 0
-        """Round trips in which resends had to wait for it."""
+        self.resending = ResendBudget()
         self.lost_count = 0
         """Messages found lost."""
         self.loss = 0.0
@@ -162,7 +150,6 @@ class Path:
         """The latest delivery rate, bytes/s."""
         self.first_second = 0
         """Bytes that came in the first second of the latest burst of traffic (or a little more)."""
-        self._may_trickle = False
         self._began_at: float | None = None
         self._began = 0
         self._rtt_var_s = 0.0
@@ -175,8 +162,7 @@ class Path:
         self._round_end = 0
         self._round_lost = 0
         self._round_acked = 0
-        self._reorder = 1
-        self._reorder_rounds = 0
+        self._reordering = ReorderWindow()
         self._resent_at = -1.0
         self._large_at = -1.0
         """When the newest flight left of which a large message came."""
@@ -250,25 +236,14 @@ class Path:
         due = self.probe_at
         if due is None or (self.loss_at is not None and self.loss_at < due):
             due = self.loss_at
-        if due is None or (self.resend_at is not None and self.resend_at < due):
-            due = self.resend_at
+        resend_at = self.resending.at
+        if due is None or (resend_at is not None and resend_at < due):
+            due = resend_at
         return due
 
     def resend_room(self, now: float) -> int:
-        """Bytes that may be sent again now; when it is used up, a trickle each round trip."""
-        if self.resend_left > 0:
-            return int(self.resend_left)
-        if self._may_trickle:
-            self._may_trickle = False
-            return RESEND_TRICKLE
-        if self.resend_at is None:
-            self.resend_at = now + (self.rtt_s or RTT_START_S)
-            self.resend_waits += 1
-        return 0
-
-    def reorder_s(self) -> float:
-        """How long a message that was overtaken may still come."""
-        return min(self._reorder * self.rtt_min_s / 16, self.rtt_s or RTT_START_S)
+        """Bytes that may be sent again now."""
+        return self.resending.room(self.rtt_s or RTT_START_S, now)
 
     def timeout_s(self) -> float:
         """After so long without a report one is asked for (RFC 8985's probe time-out)."""
@@ -325,9 +300,7 @@ class Path:
         if self.probe_at is not None and now >= self.probe_at:
             self.is_probe_due = True
             self.probe_at = None
-        if self.resend_at is not None and now >= self.resend_at:
-            self._may_trickle = True
-            self.resend_at = None
+        self.resending.on_deadline(now)
 
     def probed(self, now: float) -> None:
         """A message leaves because no report came."""
@@ -388,7 +361,7 @@ class Path:
             self._measure(sample_s)
         rate = self._delivery_rate(flight, now)
         self._round_acked += self._acked
-        self.resend_left = min(self.resend_left + RESEND_SHARE * self._acked, RESEND_BURST)
+        self.resending.earn(self._acked)
         if is_round:
             self._end_round()
         if self._began_at is not None and now >= self._began_at + 1.0:
@@ -421,6 +394,7 @@ class Path:
         """Flights whose rest counts as lost now; the sink wants what it misses below `wanted`."""
         self.loss_at = None
         lost: list[Flight] = []
+        reorder_s = self._reordering.seconds(self.rtt_min_s, self.rtt_s or RTT_START_S)
         flights = self.flights
         while flights:
             flight = flights[0]
@@ -433,7 +407,7 @@ class Path:
             else:
                 if flight.sent_at >= self._overtaken_at:
                     break
-                due = flight.sent_at + self._rtt_last_s + self.reorder_s()
+                due = flight.sent_at + self._rtt_last_s + reorder_s
                 if due > now:
                     self.loss_at = due
                     break
@@ -482,7 +456,7 @@ class Path:
     def resends(self, count: int, size: int, now: float) -> None:
         """So many messages that were lost leave again over this path."""
         self.resent_count += count
-        self.resend_left = max(0.0, self.resend_left - size)
+        self.resending.spend(size)
         self._resent_at = now
 
     def spurious(self, count: int, now: float) -> None:
@@ -491,8 +465,7 @@ class Path:
         if count <= 0 or now > self._resent_at + 8 * (self.rtt_s or RTT_START_S):
             return
         self.spurious_count += count
-        self._reorder = min(self._reorder + REORDER_STEP, REORDER_MAX)
-        self._reorder_rounds = REORDER_ROUNDS
+        self._reordering.widen()
 
     # --- inside ----------------------------------------------------------------------------------
 
@@ -549,8 +522,4 @@ class Path:
         if lost + acked:
             self.loss += LOSS_WEIGHT * (lost / (lost + acked) - self.loss)
             self.choked_rounds = self.choked_rounds + 1 if lost > acked else 0
-        if self._reorder_rounds:
-            self._reorder_rounds -= 1
-            if self._reorder_rounds == 0 and self._reorder > 1:
-                self._reorder -= 1
-                self._reorder_rounds = REORDER_ROUNDS
+        self._reordering.end_round()
