@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 from hypothesis import settings
 
@@ -14,3 +15,8 @@ settings.load_profile("uservpn")
 for _name in ("http_proxy", "https_proxy", "ftp_proxy", "all_proxy", "no_proxy"):
     os.environ.pop(_name, None)
     os.environ.pop(_name.upper(), None)
+
+# Hundreds of processes start here. Where compiled modules may not be kept, as in many containers, each of
+# them would compile the whole program, which takes longer than its start.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
