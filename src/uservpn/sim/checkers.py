@@ -2,8 +2,9 @@
 
 After every step of a node: nobody is forgotten (no lost wake-up), its own record is what it declared,
 no message of others passes it twice, and what it relays has a possible way. Once a second, everywhere:
-tables and queues keep their limits, every record in every list is word for word what its owner declared, no
-nonce was used twice, what ended an exit ended its connections in time, and who has nothing to do says little.
+tables and queues keep their limits (where a node has done something since), every record in every list is
+word for word what its owner declared, no nonce was used twice, what ended an exit ended its connections in
+time, and who has nothing to do says little.
 (Delivered bytes and doubled messages are checked where they arrive: `flow.py`, `letters.py`, `member.py`.)
 """
 
@@ -79,6 +80,8 @@ class Laws:
         self._generations: dict[int, tuple[int, int]] = {}
         self._died: dict[tuple[int, int], float] = {}
         self._minute: dict[int, tuple[int, int, int, int, int, int]] = {}
+        self._unchecked: set[Member] = set()
+        """Who has done something since its limits were checked: only a step changes its tables."""
         self._minute_at = 0.0
         self._minute_is_quiet = False
         self._count = 0
@@ -99,6 +102,7 @@ class Laws:
     def step(self, member: Member) -> None:
         """A node has done something."""
         self._count += 1
+        self._unchecked.add(member)
         count = len(self.world.seats)
         every = 1 if count <= FORGOTTEN_SMALL else FORGOTTEN_EVERY
         if self._count % (every if count <= SAMPLE else FORGOTTEN_RARE) == 0:
@@ -132,7 +136,9 @@ class Laws:
         if world.nonces.repeated:
             world.broken(world.nonces.repeated[0])
         for member in self._some(world.alive() + world.twins):
-            self._check_limits(member)
+            if member in self._unchecked:
+                self._unchecked.remove(member)
+                self._check_limits(member)
             self._check_records(member)
         world.letters.second()
         self._check_flows()
