@@ -137,6 +137,8 @@ class Dials:
     def __init__(self, jitter: Callable[[float], float]) -> None:
         self._jitter = jitter
         self._places: dict[str, _Place] = {}
+        self.has_fixed = False
+        """Is there one that anybody can dial?"""
         self._queue: list[tuple[float, str]] = []
         self._under_way: dict[str, float] = {}
 
@@ -154,6 +156,7 @@ class Dials:
                 protocol = place.endpoint.partition("://")[0]
                 places[place.endpoint] = _Place(place, protocol, host_of(place.endpoint))
         self._places = places
+        self.has_fixed = any(p.known.kind == EndpointKind.FIXED for p in places.values())
         self._queue = [(at, endpoint) for at, endpoint in self._queue if endpoint in places]
 
     def start(self, now: float, without: Collection[str]) -> None:
@@ -260,11 +263,6 @@ class Dials:
     def known(self) -> tuple[Known, ...]:
         """All of them, with how they are known."""
         return tuple(place.known for place in self._places.values())
-
-    @property
-    def has_fixed(self) -> bool:
-        """Is there one that anybody can dial?"""
-        return any(place.known.kind == EndpointKind.FIXED for place in self._places.values())
 
     @property
     def is_busy(self) -> bool:

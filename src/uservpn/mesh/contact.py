@@ -563,6 +563,8 @@ class Contact:
     def _spare_second(self) -> LinkState | None:
         """The newer one of two connections that this node opened, of one kind."""
         opened = [s for s in self.links if s.dialled and not s.relayed and not s.is_lossy]
+        if len(opened) < 2:
+            return None
         for state in sorted(opened, key=_up_at, reverse=True):
             if any(s.protocol == state.protocol and s is not state for s in opened):
                 return state
@@ -675,12 +677,15 @@ class Contact:
 
     def _is_in_hurry(self) -> bool:
         """Is it wanted, though no link is heard, and may a dial be lost in the same silence?"""
-        if not self._is_wanted() or not self.dials.has_fixed:
+        if not self.dials.has_fixed or not self._is_wanted():
             return False
-        known = [state for state in self.links if not state.is_tentative]
-        if any(not state.probed for state in known):
-            return False
-        return self.dials.is_under_way or any(not state.is_lossy for state in known)
+        has_connection = False
+        for state in self.links:  # a loop, not a list: this is asked at every flush
+            if not state.is_tentative:
+                if not state.probed:
+                    return False
+                has_connection = has_connection or not state.is_lossy
+        return has_connection or self.dials.is_under_way
 
     def _hold_s(self, state: LinkState) -> float:
         """How long this link stays though it is silent; 0: no longer than any other."""
