@@ -6,10 +6,11 @@ import pytest
 
 from paths import Conditions
 from two_links import TCP, UDP, Settled, TwoLinks, direct_links
-from uservpn.node.comparing import COUNT_S, EVERY_S, FIRST_S, HURRY_S, START_S, Comparing
+from uservpn.mesh.liveness import LinkState
+from uservpn.node.comparing import COUNT_S, EVERY_S, FIRST_S, HURRY_S, START_S, STEADY_S, Comparing
 from uservpn.node.scheduling import Schedule
 from uservpn.tunnel.bbr import Bbr
-from uservpn.tunnel.path import Flight
+from uservpn.tunnel.path import Flight, Path
 
 STEP_S = 0.01
 
@@ -187,6 +188,87 @@ def test_a_link_that_loses_nearly_all_is_compared_at_once():
     flow.path.controller = Bbr(0.1)  # it is far from having found its rate
     flow.path.choked_rounds = 3
     assert flow.run(START_S + COUNT_S + 0.1, {UDP: 1e5, TCP: 5e6}) == TCP
+
+
+# --- what is no comparison -----------------------------------------------------------------------
+
+AGAIN = 6
+
+
+def _dialled_anew(flow: Flow) -> None:
+    """The connection ended, and another one stands in its place."""
+    state = LinkState(AGAIN, "tcp", True, "tcp://x", flow.now, flow.now, flow.now)
+    state.rtt_s = 0.1
+    datagrams = next(pair for pair in flow.links if pair[0].link == UDP)
+    flow.links = [(state, Path(AGAIN, None, 0.1)), datagrams]
+
+
+def test_a_connection_that_is_dialled_anew_carries_what_the_one_before_it_did():
+    """It was the datagrams that were throttled: nobody has to find that out once more."""
+    flow = Flow()
+    rates = {UDP: 1e5, TCP: 5e6, AGAIN: 5e6}
+    assert flow.compare(rates) == TCP
+    _dialled_anew(flow)
+    assert flow.run(STEP_S, rates) == AGAIN
+    assert flow.comparing.preferred == AGAIN
+    assert flow.compare({UDP: 5e6, AGAIN: 5e6}) == UDP  # and they can come back
+
+
+def test_a_link_in_the_place_of_one_that_ended_is_compared_soon():
+    """The network may be another one, where nothing is throttled."""
+    flow = Flow()
+    rates = {UDP: 1e5, TCP: 5e6, AGAIN: 5e6}
+    for _ in range(4):
+        assert flow.compare(rates) == TCP
+    _dialled_anew(flow)
+    assert flow.run(FIRST_S + START_S + COUNT_S + 1.0, {UDP: 5e6, AGAIN: 5e6}) == UDP
+
+
+def test_while_the_only_connection_is_away_datagrams_carry_and_then_it_does_again():
+    flow = Flow()
+    rates = {UDP: 1e5, TCP: 5e6}
+    assert flow.compare(rates) == TCP
+    links, flow.links = flow.links, flow.links[1:]
+    assert flow.run(1.0, rates) == UDP
+    flow.links = links
+    assert flow.run(STEP_S, rates) == TCP
+
+
+def test_what_was_counted_of_a_link_that_ended_says_nothing_of_the_next_one():
+    """It ended shortly before it would have been judged."""
+    flow = Flow()
+    flow.comparing._at = 0.0
+    flow.run(1.0 + START_S + 0.9 * COUNT_S, {UDP: 5e6, TCP: 1e6})
+    assert flow.shares[-1] == "udp+tcp"
+    state = LinkState(AGAIN, "udp", True, "udp://x", flow.now, flow.now, flow.now)
+    state.rtt_s = 0.1
+    flow.links = [flow.links[0], (state, Path(AGAIN, Settled(), 0.1))]
+    assert flow.run(1.0, {AGAIN: 5e6, TCP: 1e6}) == AGAIN
+    assert flow.comparing.preferred is None
+
+
+def test_transfers_that_are_over_at_once_are_not_compared():
+    """Throttled datagrams, which were left, would get the first bytes of each third one, and lose them."""
+    flow = Flow()
+    assert flow.compare({UDP: 1e5, TCP: 5e6}) == TCP
+    flow.run(EVERY_S - FIRST_S, {UDP: 1e5, TCP: 5e6})
+    flow.shares.clear()
+    for _ in range(30):
+        flow.run(0.3, {UDP: 1e5, TCP: 5e6})
+        flow.now += 10.0  # nobody asks
+    assert set(flow.shares) == {"tcp"}
+
+
+def test_comparisons_that_there_was_too_little_for_get_rarer():
+    flow = Flow()
+    rates = {UDP: 1e5, TCP: 5e6}
+    flow.run(2 * STEADY_S, rates, busy=0.4)
+    waits = []
+    for _ in range(6):
+        flow.comparing._at = flow.now
+        flow.run(START_S + COUNT_S + 0.2, rates, busy=0.4)
+        waits.append(flow.comparing._at - flow.now)
+    assert [round(wait, -1 if wait > 40 else 0) for wait in waits] == [4, 8, 16, 32, 60, 60]
 
 
 # --- over one bottleneck -------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from uservpn.node.sharing import (
     RelayedShare,
 )
 from uservpn.tunnel.bbr import Bbr
-from uservpn.tunnel.path import Path
+from uservpn.tunnel.path import Flight, Path
 from world import ROOM, World, pair
 
 
@@ -128,6 +128,42 @@ def test_the_choice_has_hysteresis():
         for state, path in links:
             state.rtt_s = path.rtt_s = path.rtt_min_s = rtt_s
         assert schedule.choose(links, False, 1.0).state.link == chosen, rtt_s
+
+
+def test_a_link_that_falls_silent_again_and_again_is_tried_ever_less_often():
+    """It is heard, and swallows what is sent. Once it has carried for long the wait is a short one again."""
+    links, schedule = direct_links(), Schedule()
+    (reliable, _), (state, path) = links
+    now = 0.0
+
+    def wait(carries_s: float) -> float:
+        nonlocal now
+        end = now + carries_s
+        while now < end:
+            now += 0.1
+            path.heard_at = now
+            schedule.choose(links, False, now)
+            assert schedule.current == UDP
+        flight = Flight(path, now, 1, None)
+        flight.size = path.inflight = 1000
+        path.flights.append(flight)
+        path.silent_count = 2
+        while schedule.current == UDP:
+            now += 0.1
+            reliable.heard(now)
+            schedule.choose(links, False, now)
+        path.flights.clear()
+        path.inflight = 0
+        left_at = now
+        while schedule.current == TCP:
+            now += 0.1
+            state.heard(now)
+            schedule.choose(links, False, now)
+        return now - left_at
+
+    waits = [wait(0.5) for _ in range(4)]
+    assert [round(seconds) for seconds in waits] == [2, 4, 8, 16]
+    assert wait(60.0) < 3.0
 
 
 def test_what_a_path_beside_swallows_is_resent_over_the_one_in_use():

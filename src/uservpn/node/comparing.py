@@ -12,6 +12,8 @@ are compared now and then, ever more rarely while nothing changes:
   its rate, and is judged by what both delivered together. If it is still throttled, that costs a second's
   throughput: hence the two steps.
 
+Another link of the kind that took over carries in the place of one that ended, or is silent.
+
 A link that loses most of what is sent, round after round, is compared at once, and one that delivers far
 less than when it was last compared soon: throttling may begin at any time.
 """
@@ -42,7 +44,11 @@ BUSY: Final = 0.75
 GAP: Final = 0.4
 """Bulk that waits is looked at with each report. If nobody looked for so much of that, nothing waited."""
 FIRST_S: Final = 4.0
-"""Bulk flows for so long before anything is compared, or again after a comparison that showed nothing."""
+"""Nothing is compared until so long after bulk began, or after a comparison that there was too little of it
+for; after the next one like that for twice as long."""
+STEADY_S: Final = 1.0
+PAUSE_S: Final = 0.5
+"""And not until bulk has waited for so long without a pause: a short transfer would only be slowed down."""
 CHOKED_ROUNDS: Final = 3
 """Not so long if most gets lost for so many rounds..."""
 FALLEN: Final = 0.25
@@ -83,7 +89,9 @@ _ALONE: Final = (_Phase.ALONE_DRAIN, _Phase.ALONE_START, _Phase.ALONE_COUNT)
 class _Trial:
     """One comparison."""
 
+    used: LinkId
     link: LinkId
+    """The other one."""
     rtt_s: float
     until: float
     """When the phase ends."""
@@ -125,15 +133,30 @@ class _Trial:
 class Comparing:
     """The comparisons of one peer's links, one at a time."""
 
-    __slots__ = ("_at", "_ended_at", "_every_s", "_fallen_at", "_rate", "_trial", "preferred")
+    __slots__ = (
+        "_again_s",
+        "_at",
+        "_busy_at",
+        "_busy_since",
+        "_ended_at",
+        "_every_s",
+        "_fallen_at",
+        "_is_lossy",
+        "_rate",
+        "_trial",
+        "preferred",
+    )
 
     def __init__(self) -> None:
         self.preferred: LinkId | None = None
-        """The link that took over."""
+        """The link that took over: what it shows is that of its kind."""
+        self._is_lossy = False
         self._trial: _Trial | None = None
         self._at: float | None = None
         """When the next comparison is due; None: bulk has not flowed for long enough."""
         self._every_s = EVERY_S
+        self._again_s = FIRST_S
+        self._busy_at = self._busy_since = float("-inf")
         self._ended_at = float("-inf")
         self._rate = 0.0
         """Bytes/s that the link in use delivered when it was last compared."""
@@ -144,6 +167,31 @@ class Comparing:
         """The comparison at hand says nothing: the link in use, or `link`, fell silent or ended."""
         if self._trial is not None and link in (None, self._trial.link):
             self._trial = None
+
+    def follow(self, links: Sequence[Pair]) -> None:
+        """These are the links now. In the place of the one that took over comes another one of its kind.
+
+        It may lead through another network: soon both kinds are compared anew.
+        """
+        if self.preferred is None or any(state.link == self.preferred for state, _ in links):
+            return
+        alike = self._alike(links)
+        if alike is not None:
+            self.preferred = alike[0].link
+            self._at = None
+            self._every_s = EVERY_S
+
+    def best(self, able: Sequence[Pair]) -> Pair | None:
+        """Of those that may carry the one that took over, or one of its kind; None: none took over."""
+        if self.preferred is None:
+            return None
+        for pair in able:
+            if pair[0].link == self.preferred:
+                return pair
+        return self._alike(able)
+
+    def _alike(self, links: Sequence[Pair]) -> Pair | None:
+        return next((pair for pair in links if pair[1].is_lossy == self._is_lossy), None)
 
     def other(
         self,
@@ -158,12 +206,16 @@ class Comparing:
         `able` are the links that may carry, `direct` all of them; `is_busy`: bulk waits. Starts, goes on
         with, or ends a comparison; `preferred` changes when one shows that another link shall carry.
         """
+        if is_busy:
+            if now > self._busy_at + PAUSE_S:
+                self._busy_since, self._fallen_at = now, None
+            self._busy_at = now
         if self._trial is None and not self._begins(used, able, is_busy, now):
             return None
         trial = self._trial
         assert trial is not None
         other = direct.get(trial.link)
-        if other is None or other[0] is used[0]:
+        if other is None or used[0].link != trial.used:  # what was counted is another link's
             self._trial = None
             return None
         if trial.phase in _ALONE and other[1].is_stuck:  # and nothing else carries
@@ -176,7 +228,7 @@ class Comparing:
             return None
         if trial.phase in _ALONE:
             return other, Part.ALL
-        return other, Part.FIRST if used[0].link == self.preferred else Part.REST
+        return other, Part.FIRST if self._is_return(used[1]) else Part.REST
 
     def _begins(self, used: Pair, able: Sequence[Pair], is_busy: bool, now: float) -> bool:
         if not is_busy:
@@ -185,13 +237,14 @@ class Comparing:
             return False
         if self._at is None:
             self._at = now + FIRST_S
-        if now < self._at and not self._is_hurried(used[1], now):
+        is_due = now >= max(self._at, self._busy_since + STEADY_S)
+        if not is_due and not self._is_hurried(used[1], now):
             return False
         for state, path in able:
             if path.is_lossy != used[1].is_lossy:
                 path.look_anew()
                 rtt_s = max(path.rtt_s or state.rtt_s or 0.0, used[1].rtt_s or 0.0)
-                self._trial = trial = _Trial(state.link, rtt_s, now)
+                self._trial = trial = _Trial(used[0].link, state.link, rtt_s, now)
                 trial.until += trial.start_s
                 return True
         return False
@@ -222,11 +275,12 @@ class Comparing:
         elif trial.phase is _Phase.ALONE_START:
             trial.count(_Phase.ALONE_COUNT, ours, theirs, now)
         else:
-            self._judge(trial, ours.delivered - trial.ours, theirs.delivered - trial.theirs, now)
+            self._judge(trial, ours, theirs, now)
 
-    def _judge(self, trial: _Trial, ours: int, theirs: int, now: float) -> None:
-        """So many bytes came over each link while they counted."""
-        is_return = self.preferred is not None
+    def _judge(self, trial: _Trial, used: Path, other: Path, now: float) -> None:
+        """The counting is over."""
+        ours, theirs = used.delivered - trial.ours, other.delivered - trial.theirs
+        is_return = self._is_return(used)
         took_s = max(now - trial.counted_at, 1e-3)
         if trial.busy_s < BUSY * trial.count_s:
             self._end_unclear(now)
@@ -239,6 +293,7 @@ class Comparing:
             else:
                 self._end_unchanged(now)
         elif not is_return and theirs > FAR_MORE * ours:
+            self._is_lossy = other.is_lossy
             self._end_changed(trial.link, now)
         elif is_return and theirs > NEARLY * ours:
             self._end_changed(None, now)
@@ -249,18 +304,25 @@ class Comparing:
         else:
             self._end_unchanged(now)
 
+    def _is_return(self, used: Path) -> bool:
+        """Did the link in use take over from the other kind, which is to come back?"""
+        return self.preferred is not None and used.is_lossy == self._is_lossy
+
     def _end_changed(self, preferred: LinkId | None, now: float) -> None:
         self._end(now, EVERY_S)
         self.preferred = preferred
         self._every_s = EVERY_S
+        self._again_s = FIRST_S
         self._rate = 0.0
 
     def _end_unchanged(self, now: float) -> None:
         self._end(now, self._every_s)
         self._every_s = min(2 * self._every_s, EVERY_MAX_S)
+        self._again_s = FIRST_S
 
     def _end_unclear(self, now: float) -> None:
-        self._end(now, FIRST_S)
+        self._end(now, self._again_s)
+        self._again_s = min(2 * self._again_s, EVERY_S)
 
     def _end(self, now: float, next_s: float) -> None:
         self._trial = None

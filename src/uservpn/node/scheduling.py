@@ -69,8 +69,15 @@ class Record:
 
     away_until: float = 0.0
     away_s: float = AWAY_S
+    back_at: float = 0.0
+    """When it might carry again."""
     left_at: float = 0.0
     asked_at: float = 0.0
+
+    def carries(self, path: Path) -> None:
+        """It is in use, and not silent."""
+        if not self.left_at and path.heard_at >= self.back_at + self.away_s:
+            self.away_s = AWAY_S  # for longer than it would be away
 
 
 @dataclass(slots=True)
@@ -122,6 +129,7 @@ class Schedule:
         if len(self._records) > len(links) + len(ways):
             known = {state.link for state, _ in (*links, *ways)}
             self._records = {k: v for k, v in self._records.items() if k in known}
+        self.comparing.follow(links)
         present = by_link.get(self.current) if self.current is not None else None
         if len(links) == 1 and not ways:
             self.comparing.stop()
@@ -163,8 +171,7 @@ class Schedule:
         if followed is not None:
             return self._move(state, path, followed, now)
         if not path.is_stuck:
-            if path.silent_count == 0:
-                self._records.get(state.link, Record()).away_s = AWAY_S
+            self._records.get(state.link, Record()).carries(path)
             return None
         self.comparing.stop()
         for pair in links:
@@ -235,6 +242,7 @@ class Schedule:
         if now < record.away_until or state.heard_at <= record.left_at:
             return False
         record.left_at = 0.0
+        record.back_at = now
         path.silent_count = 0
         return not state.probed
 
@@ -244,8 +252,9 @@ class Schedule:
         for pair in able:
             if pair[0].link == self.current:
                 best = pair
-        if any(pair[0].link == self.comparing.preferred for pair in able):
-            return next(pair for pair in able if pair[0].link == self.comparing.preferred)
+        preferred = self.comparing.best(able)
+        if preferred is not None:
+            return preferred
         for pair in able:
             if self._rank(pair) > self._rank(best):
                 best = pair
