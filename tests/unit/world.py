@@ -73,6 +73,7 @@ class Member:
         if nodes:
             self.node.directory.load(nodes, world.now)
         self.is_up = True
+        self.wakes_at = 0.0
         self.received: dict[int, bytearray] = {}
         self.finished: set[int] = set()
         self.resets: dict[int, Fault] = {}
@@ -247,7 +248,10 @@ class World:
         deadline = member.node.next_deadline()
         self.check_touched(member.node)
         if deadline is not None:
-            self.at(max(deadline, self.now), lambda: self.wake(member))
+            due = max(deadline, self.now)
+            if not self.now < member.wakes_at <= due:  # else one is planned that comes in time
+                member.wakes_at = due
+                self.at(due, lambda: self.wake(member))
 
     def carry_all(self, batches) -> None:
         for link, batch in batches:
