@@ -247,7 +247,10 @@ def test_a_connection_of_the_peer_is_used_at_once_but_robs_no_other_link_without
     assert contact.links == [new, old] and contact.take_plans() == [Probe(1, False)]
     third = contact.link_up(3, "tcp", "tcp://198.51.100.3:1", False, 6.0)
     contact.proved(third, 6.1)
-    assert GiveUp(1) in contact.take_plans(), "beside the newest one other is kept"
+    assert not any(isinstance(plan, GiveUp) for plan in contact.take_plans())
+    fourth = contact.link_up(4, "tcp", "tcp://198.51.100.4:1", False, 7.0)
+    contact.proved(fourth, 7.1)
+    assert GiveUp(1) in contact.take_plans(), "beside the newest one two others are kept"
 
 
 def test_a_connection_beside_a_silent_one_is_used_at_once():

@@ -20,6 +20,7 @@ it is back with a new boot is seen by its session, not here.)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Final, Literal, NamedTuple
 
@@ -40,10 +41,13 @@ LEAVE_S: Final = 1.0
 HOLD_S: Final = 120.0
 """A silent connection of a peer that cannot be dialled, and that nobody waits for, stays so long: the way to
 it may be cut for a while, and of its own it would not notice for a keep-alive time."""
-SECOND_S: Final = 30.0
-"""A second link of a kind is closed so long after it was last wanted..."""
-SECOND_AGAIN_S: Final = 60.0
-"""...and dialled again at the earliest so long after one failed, or one of two was lost."""
+BESIDE_MAX: Final = 2
+"""So many links of a kind stand beside one over which much flows: on two of them each small message leaves
+twice, and neither carries bulk."""
+BESIDE_S: Final = 30.0
+"""They are closed so long after they were last wanted..."""
+BESIDE_AGAIN_S: Final = 60.0
+"""...and dialled again at the earliest so long after one failed, or one of several was lost."""
 UNPROVED_MAX: Final = 4
 """Datagram links of one peer that wait for their proof; a further one takes the place of the oldest."""
 
@@ -117,10 +121,12 @@ class Contact:
         self._used_at = 0.0
         self._plans: list[Plan] = []
         self._punching: dict[str, float] = {}
-        self._second = ""
-        """The endpoint of a second link that is being dialled."""
-        self._second_until = 0.0
-        self._second_after = 0.0
+        self._beside = ""
+        """The endpoint of links beside one of their kind that are being dialled..."""
+        self._beside_dials = 0
+        """...and how many of them."""
+        self._beside_until = 0.0
+        self._beside_after = 0.0
 
     @property
     def endpoints(self) -> tuple[str, ...]:
@@ -140,8 +146,7 @@ class Contact:
     def takes(self, protocol: str, endpoint: str) -> bool:
         """A dial succeeded: is its link still wanted, or was another one faster?"""
         self.dials.came_up(endpoint)
-        if endpoint == self._second:
-            self._second = ""
+        if self._is_beside(endpoint):
             return True
         return not any(
             state.dialled and not state.probed and not state.is_tentative
@@ -207,12 +212,12 @@ class Contact:
                 self.dial_failed(state.endpoint, refused, "no answer", now)
             return
         self.links.remove(state)
-        self._second = ""
+        self._beside_dials = 0
         if not state.is_lossy and any(
             s.dialled and not s.probed for s in self._direct_of(state.protocol)
         ):
-            self._second_after = now + SECOND_AGAIN_S
-            return  # it was one of two
+            self._beside_after = now + BESIDE_AGAIN_S
+            return  # it was one of several
         if state.dialled and not state.relayed and now < state.up_at + SHORT_LIFE_S:
             self.redial.failures += 1
         if self._lost_at is None and all(other.heard_at == other.up_at for other in self.links):
@@ -326,9 +331,8 @@ class Contact:
         """A dial ended without a link. `offline`: the system says that no way leads there."""
         if self._punching.pop(endpoint, None) is not None:
             return
-        if endpoint == self._second:
-            self._second = ""
-            self._second_after = now + SECOND_AGAIN_S
+        if self._is_beside(endpoint):
+            self._beside_after = now + BESIDE_AGAIN_S
             return
         self.dials.failed(endpoint, refused, now)
         self.last_failure = f"{endpoint}: {detail}"
@@ -374,20 +378,21 @@ class Contact:
         if self._lacks_protocol() and not self._is_dialling():
             self._dial(now)
 
-    def want_second(self, link: LinkId, now: float) -> None:
-        """Over this link much flows, and other streams should not wait behind it: one more like it is wanted.
+    def want_beside(self, link: LinkId, now: float) -> None:
+        """Over this link much flows, and other streams should not wait behind it: BESIDE_MAX more are wanted.
 
-        Only whoever dialled the first one dials the second. It is closed SECOND_S after this was last said.
+        Only whoever dialled the first one dials them. They are closed BESIDE_S after this was last said.
         """
-        self._second_until = now + SECOND_S
+        self._beside_until = now + BESIDE_S
         state = next((s for s in self.links if s.link == link), None)
-        if state is None or not state.dialled or state.relayed or now < self._second_after:
+        if state is None or not state.dialled or state.relayed or now < self._beside_after:
             return
-        if self._second or len(self._direct_of(state.protocol)) > 1 or self._is_dialling():
+        if self._beside_dials or self._is_dialling():
             return
-        if state.endpoint in self.dials.endpoints:
-            self._second = state.endpoint
-            self._plans.append(Dial(state.endpoint))
+        missing = BESIDE_MAX + 1 - len(self._direct_of(state.protocol))
+        if missing > 0 and state.endpoint in self.dials.endpoints:
+            self._beside, self._beside_dials = state.endpoint, missing
+            self._plans += [Dial(state.endpoint)] * missing
 
     def punch(self, endpoints: Sequence[str], now: float) -> None:
         """The peer sends to us now, so do we: each side's probes open its own NAT for the other's."""
@@ -464,7 +469,7 @@ class Contact:
         """
         self.redial.forget()
         self.dials.forget()
-        self._second = ""
+        self._beside_dials = 0
         for state in self.links:
             self.ask(state, now)
         if not self._is_wanted() or not self.endpoints:
@@ -494,10 +499,9 @@ class Contact:
                 self._give_up_dialled()
         for endpoint in self.dials.overdue(now):
             self.dial_failed(endpoint, False, "no answer in time", now)
-        second = self._spare_second()
-        if second is not None and now >= self._second_ends(second):
-            self._second_until = now + SECOND_S
-            self._plans.append(GiveUp(second.link))
+        if now >= self._beside_ends():
+            self._beside_until = now + BESIDE_S
+            self._plans += [GiveUp(state.link) for state in self._besides()]
         for state in [*self.links, *self.unproved]:
             self._look_at(state, now)
         if self._is_in_hurry() and self.redial.hurry(now, self.has_streams):
@@ -536,8 +540,8 @@ class Contact:
             times.append(self.redial.hurries_at(self.has_streams))
         if self._leave_at is not None:
             times.append(self._leave_at)
-        if len(self.links) > 1 and (second := self._spare_second()) is not None:
-            times.append(self._second_ends(second))
+        if len(self.links) > 1 and (ends := self._beside_ends()) < math.inf:
+            times.append(ends)
         if self._is_idle():
             times.append(self._idle_at())
         if self.has_streams and self._lost_at is not None:
@@ -560,26 +564,37 @@ class Contact:
     def _direct_of(self, protocol: str) -> list[LinkState]:
         return [s for s in self.links if s.protocol == protocol and not s.relayed]
 
-    def _spare_second(self) -> LinkState | None:
-        """The newer one of two connections that this node opened, of one kind."""
+    def _besides(self) -> list[LinkState]:
+        """Of the connections that this node opened, all but the oldest one of each kind."""
         opened = [s for s in self.links if s.dialled and not s.relayed and not s.is_lossy]
         if len(opened) < 2:
-            return None
-        for state in sorted(opened, key=_up_at, reverse=True):
-            if any(s.protocol == state.protocol and s is not state for s in opened):
-                return state
-        return None
+            return []
+        oldest: dict[str, LinkState] = {}
+        for state in sorted(opened, key=_up_at):
+            oldest.setdefault(state.protocol, state)
+        return [state for state in opened if oldest[state.protocol] is not state]
 
-    def _second_ends(self, second: LinkState) -> float:
-        return max(self._second_until, second.up_at + SECOND_S)
+    def _is_beside(self, endpoint: str) -> bool:
+        """Does this result belong to a dial of a link beside one that stands? Then it is one fewer."""
+        if not self._beside_dials or endpoint != self._beside:
+            return False
+        self._beside_dials -= 1
+        return True
+
+    def _beside_ends(self) -> float:
+        """When those go; infinite: there are none."""
+        besides = self._besides()
+        if not besides:
+            return math.inf
+        return max(self._beside_until, max(map(_up_at, besides)) + BESIDE_S)
 
     def _has_living(self) -> bool:
         return any(not s.relayed and not s.probed and not s.is_tentative for s in self.links)
 
     def _retire(self, state: LinkState) -> None:
-        """The peer opens one link of a kind at a time: beside the new one at most one other is kept."""
+        """The peer opens BESIDE_MAX links of a kind beside one: no more than that are kept."""
         older = [s for s in self._direct_of(state.protocol) if not s.dialled and s is not state]
-        self._plans += [GiveUp(other.link) for other in older[1:]]
+        self._plans += [GiveUp(other.link) for other in older[BESIDE_MAX:]]
 
     def _doubt_direct(self, now: float) -> None:
         """The peer sends over relays: if it was not heard directly of late, its way here may be shut.
@@ -598,7 +613,7 @@ class Contact:
             return False
         if host_of(other.endpoint) != host_of(state.endpoint):
             return True
-        # a second one beside it, unless it fell silent
+        # one beside it, unless it fell silent
         return other.protocol == state.protocol and now > other.heard_at + RETRY_S
 
     def _answered(self, state: LinkState) -> None:

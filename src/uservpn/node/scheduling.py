@@ -38,8 +38,8 @@ MOVING: Final = 512 << 10
 MOVING_S: Final = 1.0
 MOVING_LONG: Final = 64 << 10
 MOVING_COUNT: Final = 3
-"""A tunnel that moves MOVING bytes in MOVING_S, or MOVING_LONG in each of so many of them in a row, gets a
-second connection for what should not wait."""
+"""A tunnel that moves MOVING bytes in MOVING_S, or MOVING_LONG in each of so many of them in a row, gets
+connections of its own for what should not wait."""
 
 
 def _is_silent(state: LinkState, path: Path) -> bool:
@@ -53,14 +53,11 @@ def _is_outdone(state: LinkState, links: Sequence[tuple[LinkState, Path]]) -> bo
     return any(other.heard_at > since for other, _ in links if other is not state)
 
 
-def _express(path: Path, able: Sequence[tuple[LinkState, Path]]) -> tuple[LinkState, Path] | None:
-    """Beside a connection over a long path: a second one."""
+def _express(path: Path, able: Sequence[tuple[LinkState, Path]]) -> list[tuple[LinkState, Path]]:
+    """The connections beside one over a long path."""
     if path.is_lossy or path.rtt_min_s < FAR_RTT_S:
-        return None
-    for pair in able:
-        if pair[1] is not path and not pair[1].is_lossy and not pair[0].relayed:
-            return pair
-    return None
+        return []
+    return [p for p in able if p[1] is not path and not p[1].is_lossy and not p[0].relayed]
 
 
 @dataclass(slots=True)
@@ -90,6 +87,8 @@ class Choice:
     """The other side of a comparison: gets what the first has no room for."""
     express: tuple[LinkState, Path] | None = None
     """Another link for all but bulk, which would wait behind it on this one."""
+    again: LinkId | None = None
+    """What is small leaves over this one, too: a lost packet of one does not make it wait."""
     ask: LinkState | None = None
     """Please probe this link, and ask over it what came."""
     left: Path | None = None
@@ -154,7 +153,11 @@ class Schedule:
             if not choice.path.is_asked:
                 # what another link has room for is kept for what may be lost
                 self._set_beside(choice, able, by_link, is_busy, now)
-            choice.express = _express(choice.path, able)
+            for pair in _express(choice.path, able):
+                if choice.express is not None:
+                    choice.again = pair[0].link
+                    break
+                choice.express = pair
         if choice.left is None:
             choice.ask = ask
         return choice
@@ -292,8 +295,8 @@ class Schedule:
             choice.state, choice.path = other
             choice.beside = used if part is Part.FIRST else None
 
-    def wants_second(self, choice: Choice, moved: int, now: float) -> bool:
-        """Should there be a second connection? `moved` bytes went over the tunnel so far, both ways.
+    def wants_beside(self, choice: Choice, moved: int, now: float) -> bool:
+        """Should there be connections beside this one? `moved` bytes went over the tunnel so far, both ways.
 
         Much flows over a long path that keeps its order: one lost packet stops all that is behind it.
         """

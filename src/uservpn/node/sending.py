@@ -156,16 +156,18 @@ class Sender:
                 if state.link == schedule.heard_on and not state.probed:
                     self._take_path(peer, state, room, out, sealing, now, 0, REPORT_ONLY)
         is_held = lanes == FIRST_ONLY
-        if len(tunnel.streams) > 1 and schedule.wants_second(
+        if len(tunnel.streams) > 1 and schedule.wants_beside(
             choice, tunnel.inbox.received + owing.direct_bytes, now
         ):
-            peer.contact.want_second(choice.state.link, now)
+            peer.contact.want_beside(choice.state.link, now)
             if peer.contact.has_plans():
                 self._table.touch(peer)
         # on a silent link only questions and reports: the rest would be lost, or come twice
         most = 0 if choice.state.probed and is_direct else NO_LIMIT
         if choice.express is not None:
-            again = choice.state.link if choice.path.inflight < AGAIN_BESIDE else None
+            again = choice.again
+            if again is None and choice.path.inflight < AGAIN_BESIDE:
+                again = choice.state.link
             self._take_path(
                 peer, choice.express[0], room, out, sealing, now, lanes=FIRST_ONLY, again=again
             )
