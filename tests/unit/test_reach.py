@@ -153,10 +153,10 @@ def test_where_no_hole_opens_it_is_tried_ever_less_often():
 
 
 def test_a_peer_with_a_new_address_is_followed_after_a_path_check():
-    net = Net(1)
+    net = Net(1, rate=2e6)
     client = net.add(50, Role.ENTRY)
     net.run(5)
-    flow = net.flow(50, 1, up=1000, down=30_000_000)
+    flow = net.flow(50, 1, up=1000, down=5_000_000)
     net.run(1)
     client.node.table.tell(1, "moves")
     net.world.network.move(client.seat.host, "203.0.113.77", SITES[0], None)
@@ -206,7 +206,7 @@ def _bulk_over_udp(net: Net) -> tuple[Member, Member, object]:
     net.world.network.blocked_protocols.add(("h50", "tcp"))
     client = net.add(50, Role.ENTRY)
     net.run(5)
-    flow = net.flow(50, 1, up=1000, down=8_000_000)
+    flow = net.flow(50, 1, up=1000, down=2_500_000)
     net.run(0.3)
     return client, net.world.members[1], flow
 
@@ -217,7 +217,7 @@ def _places(server: Member) -> set[str]:
 
 
 def test_recorded_datagrams_from_another_address_have_no_effect_at_all():
-    net = Net(1, rate=1e6)
+    net = Net(1, rate=5e5)
     client, server, flow = _bulk_over_udp(net)
     thief = Thief(net, client, server)
     net.run(2)
@@ -233,7 +233,7 @@ def test_recorded_datagrams_from_another_address_have_no_effect_at_all():
 @pytest.mark.parametrize("races", [1, 1_000_000])
 def test_a_forger_who_is_faster_moves_no_traffic(races):
     """One fresh message, or every single one, arrives from his address first: he gets probes, no more."""
-    net = Net(1, rate=1e6)
+    net = Net(1, rate=5e5)
     client, server, flow = _bulk_over_udp(net)
     thief = Thief(net, client, server)
     thief.races = races
