@@ -89,6 +89,28 @@ class Kernel:
         )
 
 
+class SmoothingKernel(Kernel):
+    """It tells the smoothed round trip of what was acknowledged, which lags behind the queue (RFC 6298)."""
+
+    def __init__(self, *options, **named):
+        super().__init__(*options, **named)
+        self.smoothed_s = self.rtt_s
+        self._sent: deque[tuple[float, float]] = deque()
+
+    def step(self):
+        super().step()
+        while self._sent and self._sent[0][0] <= self.now:
+            acked_at, sent_at = self._sent.popleft()
+            self.smoothed_s += (acked_at - sent_at - self.smoothed_s) / 8
+
+    def _send(self):
+        super()._send()
+        self._sent.append((self.acks[-1][0], self.now))
+
+    def below(self):
+        return super().below()._replace(rtt_s=self.smoothed_s)
+
+
 def run(kernel, seconds):
     """A source fills what the pipe allows; bytes/s delivered after the first four seconds."""
     pipe = Pipe()
@@ -210,6 +232,31 @@ def test_bursts_over_a_slow_path_make_a_queue_once_and_not_each_time(is_always):
         if step >= 6000:
             worst = max(worst, kernel.queue / kernel.rate)
     assert worst < 0.2
+
+
+@pytest.mark.parametrize("rate", [16e3, 32e3])
+@pytest.mark.parametrize("is_always", [False, True])
+def test_small_bursts_over_a_slow_path_make_a_queue_once_though_a_start_has_room_for_more(
+    is_always, rate
+):
+    """31 KB every four seconds, and a little all the time, at 128 and 256 kbit/s: the queue is its own."""
+    kernel = SmoothingKernel(rate, 0.05, is_greedy=True)
+    pipe = Pipe(is_always)
+    left, worst = 0, 0.0
+    for step in range(32_000):
+        kernel.step()
+        if step % 4000 == 0:
+            left = 31_000
+        if pipe.is_due(kernel.now):
+            pipe.look(kernel.now, kernel.below())
+        size = min(pipe.room, left or (100 if step % 100 == 0 else 0))
+        if size > 0:
+            pipe.took(size)
+            kernel.unsent += size
+            left = max(0, left - size)
+        if step >= 8000:
+            worst = max(worst, (kernel.queue + kernel.unsent) / kernel.rate)
+    assert worst * rate < 12_000, "what it was all of: 31 KB, a second and more"
 
 
 def test_a_source_that_makes_a_queue_has_enough_though_there_is_room_at_every_look():

@@ -15,7 +15,10 @@ own window is always that much larger: nothing paces here, and it would all stan
 While a kernel resends and the round trip shows no queue, what is on its way is the kernel's: its loss has
 made its window small, and Linux' BBR takes a source that has nothing unsent for the reason of a low rate and
 does not look for a higher one. Then, and while the rate is still looked for, UNSENT_OWN_S may wait unsent.
-Sans-I/O: time comes in.
+
+A source with little to say tells nothing of the path's rate, and nothing of its length while a queue stands,
+which may be somebody else's. But what left together and came apart made its queue itself (`Spread`): then
+that little was enough. Sans-I/O: time comes in.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Final, NamedTuple
 
-from uservpn.tunnel.bbr import WINDOW_MIN, WINDOW_START, Bbr, State
+from uservpn.tunnel.bbr import MESSAGE, WINDOW_MIN, WINDOW_START, Bbr, State
 from uservpn.tunnel.congestion import Sample
 from uservpn.tunnel.limits import FAR_RTT_S
 from uservpn.wire.constants import KIB
@@ -44,6 +47,11 @@ LITTLE_S: Final = 0.5
 RACING: Final = 1.6
 """A kernel that paces this much above the rate looks for more still, as Linux' BBR does for seconds when its
 buffer is too small for its start: it would fill the queue."""
+APART_SIZE: Final = 8 * MESSAGE
+APART_S: Final = 0.05
+APART: Final = 4.0
+"""So many bytes that came APART times as slowly as they left, and by so much (answers are held back for 40
+ms), stood in a queue of their own."""
 MARKS_MAX: Final = 1024
 """Longer round trips than these last are measured too short, which makes the window smaller."""
 
@@ -66,6 +74,36 @@ class Below(NamedTuple):
     """That it has sent again, as far as it can tell; since the link's start."""
 
 
+class Spread:
+    """Does what left together come apart? Then it made the queue it stood in, which is nobody else's."""
+
+    def __init__(self) -> None:
+        self._left: deque[tuple[float, int]] = deque(maxlen=MARKS_MAX)
+        self._came: deque[tuple[float, int]] = deque(maxlen=MARKS_MAX)
+        """When which sums had been sent and delivered, back to APART_SIZE before what was delivered last."""
+
+    def note(self, now: float, left: int, came: int) -> None:
+        """So much was sent and delivered by now."""
+        if not self._left or left > self._left[-1][1]:
+            self._left.append((now, left))
+        if self._came and came == self._came[-1][1]:
+            return
+        self._came.append((now, came))
+        while len(self._came) > 1 and self._came[1][1] <= came - APART_SIZE:
+            self._came.popleft()
+        while len(self._left) > 1 and self._left[0][1] < self._came[0][1]:
+            self._left.popleft()
+
+    def is_apart(self) -> bool:
+        """Did the last APART_SIZE bytes take much longer to come than to leave?"""
+        start, first = self._came[0]
+        end, last = self._came[-1]
+        if last - first < APART_SIZE:
+            return False
+        left_at = next((at for at, sent in self._left if sent >= last), self._left[-1][0])
+        return end - start > APART * (left_at - self._left[0][0]) + APART_S
+
+
 class Pipe:
     """The bound of one link. `look` before a batch if `is_due`, `took` after it."""
 
@@ -80,13 +118,14 @@ class Pipe:
         """When which sum had been delivered, back to a round trip ago."""
         self._sends: deque[tuple[float, int]] = deque(maxlen=MARKS_MAX)
         """When which sum had been sent, back to what was delivered a round trip ago."""
+        self._spread = Spread()
         self._look_at = 0.0
         self._delivered = 0
         self._round_end = 0
         self._limited_until = -1
         """What is delivered up to here left while the source had too little for all the room..."""
         self._little_until = -1
-        """...or for half of it: a queue, if there is one, is somebody else's."""
+        """...or for half of it: a queue, if there is one, is somebody else's, unless it came apart in it."""
         self._offered = 0
         self._filled_at = 0.0
         """When the source last took most of what was offered."""
@@ -187,6 +226,7 @@ class Pipe:
             self._marks.append((now, self._delivered))
         if self._is_always:
             self._sends.append((now, self._delivered + below.inflight))
+        self._spread.note(now, self._delivered + below.inflight, self._delivered)
         if acked <= 0 or below.rtt_s <= 0.0:
             return
         is_round = below.delivered >= self._round_end
@@ -200,8 +240,10 @@ class Pipe:
         # the first bytes may have made a queue of their own, which is not the path's length
         is_first = self._bbr.rtt_min_s is None
         rtt_s: float | None = below.rtt_min_s if is_first else below.rtt_s
-        is_little = below.delivered < self._little_until
         is_queued = self._is_queued(below)
+        is_little = below.delivered < self._little_until and not (
+            is_queued and self._spread.is_apart()
+        )
         if is_little and is_queued:
             rtt_s = None  # in somebody else's queue
         self._bbr.on_sample(
