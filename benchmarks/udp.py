@@ -91,7 +91,8 @@ async def measure(size: int, with_offload: bool, rounds: int) -> tuple[float, fl
     sending = receiving = 0
     for _ in range(rounds):
         began = clock()
-        link.send(source.seal_batch([(Kind.DATA, payload)] * count, b"\0\0\0", 0))
+        for train in source.seal_trains([(Kind.DATA, payload)] * count, b"\0\0\0", 0):
+            link.send(train)
         between = clock()
         listener.sock._on_readable()
         sending += between - began

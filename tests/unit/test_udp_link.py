@@ -216,7 +216,7 @@ class Kernel:
 
     def sendmsg(self, parts, ancillary, flags, address) -> int:
         is_cut = any(kind == gso.UDP_SEGMENT for _, kind, _ in ancillary)
-        size = len(parts[0]) + len(parts[1])
+        size = sum(map(len, parts[:2]))
         number = self.failures.pop(0) if self.failures else 0
         if is_cut and self.cannot_cut:
             number = self.cannot_cut

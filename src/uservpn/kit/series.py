@@ -20,7 +20,7 @@ from uservpn.types import Buffer
 COUNT_MAX: Final = 256
 """Records of one series."""
 AT_ONCE: Final = 64
-"""Records that one layout unpacks: so few layouts are kept, however many counts there are."""
+"""Records that one layout packs or unpacks: so few layouts are kept, however many counts there are."""
 
 
 @lru_cache(maxsize=16)
@@ -59,6 +59,14 @@ def unpacked(layout: str, count: int, data: Buffer, at: int = 0) -> tuple[bytes,
         return _repeated(layout, count).unpack_from(data, at)
     cut = _repeated(layout, AT_ONCE)
     return cut.unpack_from(data, at) + unpacked(layout, count - AT_ONCE, data, at + cut.size)
+
+
+def packed_into(layout: str, items: Sequence[bytes], into: Buffer) -> None:
+    """Writes `items`, at most AT_ONCE, one into each record of `layout` (of `struct`, one string each).
+
+    The rest of each record is zeros then.
+    """
+    _repeated(layout, len(items)).pack_into(into, 0, *items)
 
 
 def records(first: int, count: int, width: int) -> tuple[bytes, ...]:

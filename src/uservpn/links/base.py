@@ -53,6 +53,7 @@ class Link(Protocol):
         """Sends headers and payloads, in this order. Takes all; never blocks, never raises.
 
         Parts that are no `bytes` are only valid until this returns: what is kept of them is copied.
+        A batch may be a `Train` (wire/train.py), which is sealed when it is looked at.
         A link that is not reliable may drop what it cannot send, and counts it.
         """
 

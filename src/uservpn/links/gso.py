@@ -44,6 +44,11 @@ PKTINFO6: Final = struct.Struct("@16si")
 Ancillary = Sequence[tuple[int, int, bytes]]
 
 
+def segments_max(size: int) -> int:
+    """How many datagrams of `size` bytes one `sendmsg` takes."""
+    return min(SEGMENTS_MAX, max(1, BYTES_MAX // size))
+
+
 def runs(sizes: Sequence[int], with_segments: bool) -> Iterator[tuple[int, int]]:
     """Cuts a batch of datagrams of these sizes into what one `sendmsg` each takes, as (start, end)."""
     count = len(sizes)
@@ -53,7 +58,7 @@ def runs(sizes: Sequence[int], with_segments: bool) -> Iterator[tuple[int, int]]
     start = 0
     while start < count:
         size = sizes[start]
-        last = min(count, start + SEGMENTS_MAX, start + max(1, BYTES_MAX // size))
+        last = min(count, start + segments_max(size))
         end = last
         if sizes[start:last].count(size) < last - start:
             end = start + 1

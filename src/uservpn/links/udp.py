@@ -21,9 +21,11 @@ from typing import Any, Final
 
 from uservpn.kit.endpoint import Address as Place
 from uservpn.kit.endpoint import Endpoint
+from uservpn.kit.slots import Slots
 from uservpn.links import gso
 from uservpn.links.base import LinkCaps, LinkOwner
 from uservpn.links.udp_socket import (
+    SEALING_SIZE,
     Address,
     Landing,
     UdpLink,
@@ -65,6 +67,7 @@ class UdpPlugin:
 
     def __init__(self) -> None:
         self.landing = Landing()
+        self.sealing = Slots(SEALING_SIZE)
         self._listening: list[UdpSocket] = []
         self._dialling: dict[int, UdpSocket] = {}
         self._unproved: dict[UdpLink, None] = {}  # oldest first

@@ -15,6 +15,7 @@ import socket
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from sys import byteorder
 from typing import Any, Final, Protocol
 
@@ -26,6 +27,7 @@ from uservpn.links.knock import Knock
 from uservpn.types import Buffer, LinkId
 from uservpn.wire.constants import HEADER_SIZE, KIB, MIB, TAG_SIZE
 from uservpn.wire.header import RUN_MIN, HeaderCodec, Run
+from uservpn.wire.train import Train
 
 log: Final = logging.getLogger("uservpn")
 ROOM: Final = 256 * KIB
@@ -36,6 +38,8 @@ DATAGRAM_MAX: Final = 65_535
 BUFFER_START: Final = DATAGRAM_MAX + 1
 BUFFER_SIZE: Final = 8 * BUFFER_START
 """Read into by all sockets of a node, in turns; grows with the first large read."""
+SEALING_SIZE: Final = BUFFER_START
+"""All sockets of a node seal into so much, in turns: no system call takes more."""
 TURN_SIZE: Final = MIB
 """Bytes read before the event loop has its turn."""
 TURN_COUNT: Final = 256
@@ -199,6 +203,8 @@ class Acceptor(Protocol):
     """Makes links of genuine datagrams from new addresses."""
 
     landing: Landing
+    sealing: Slots
+    """What is about to be sent: sealed there, of SEALING_SIZE bytes."""
 
     def accept(self, sock: UdpSocket, address: Address) -> UdpLink:
         """A new link, known to its owner."""
@@ -234,6 +240,7 @@ class UdpSocket:
         self._note_kind = gso.tell_destinations(sock) if self.is_wildcard else 0
         self._acceptor = acceptor
         self._landing = acceptor.landing
+        self._sealing = acceptor.sealing
         self._sock = sock
         self._sendmsg = sock.sendmsg
         self._recvmsg_into = sock.recvmsg_into
@@ -304,9 +311,25 @@ class UdpSocket:
         elif now >= link.asked_at + QUIET_S:
             link.asked_at = now + ASK_EVERY_S
             link.heard_nothing()
-        rest: Sequence[Buffer] = batch if self._queue else self._write(link, batch)
-        if not rest:
-            return
+        if type(batch) is Train:
+            self._send_train(link, batch)
+        elif self._queue:
+            self._keep(link, batch)
+        elif rest := self._write(link, batch):
+            self._keep(link, rest)
+
+    def _send_train(self, link: UdpLink, train: Train) -> None:
+        """Each stretch is one system call, and gone (or copied) before the next one is sealed over it."""
+        size = train.size
+        for stretch in train.sealed(self._sealing, gso.segments_max(size)):
+            step = len(stretch) if self.has_segments else size
+            for at in range(0, len(stretch), step):
+                some = stretch[at : at + step]
+                if self._queue or not self._put(link, (some,), size if len(some) > size else 0):
+                    self._keep(link, _in_turn(some, size))
+
+    def _keep(self, link: UdpLink, rest: Sequence[Buffer]) -> None:
+        """Queues what the kernel does not take now."""
         if self._queued >= QUEUE_MAX:
             self.counters.unsent += len(rest) // 2
             return
@@ -328,7 +351,10 @@ class UdpSocket:
         return ()
 
     def _put(self, link: UdpLink, parts: Sequence[Buffer], segment: int) -> bool:
-        """One system call: a datagram, or several of `segment` bytes. False: not now."""
+        """One system call: a datagram, or several of `segment` bytes. False: not now.
+
+        `parts` are headers and payloads in turn, or all of that in one piece.
+        """
         try:
             if segment:
                 cut = (gso.SOL_UDP, gso.UDP_SEGMENT, gso.SEGMENT_SIZE.pack(segment))
@@ -338,6 +364,8 @@ class UdpSocket:
         except BlockingIOError:
             return False
         except OSError as error:
+            if len(parts) == 1:
+                parts = _in_turn(parts[0], segment or len(parts[0]))
             return self._refused(link, parts, segment, error.errno or 0)
         return True
 
@@ -482,6 +510,14 @@ class UdpSocket:
         if note:
             host, link.ancillary = gso.arrived_at(self._note_kind, note)
             link.local = endpoint_text(host, self.port)
+
+
+def _in_turn(stretch: Buffer, size: int) -> list[Buffer]:
+    """Headers and payloads of datagrams of `size` bytes that lie side by side."""
+    view = memoryview(stretch)
+    starts = range(0, len(view), size)
+    halves = ((view[at : at + HEADER_SIZE], view[at + HEADER_SIZE : at + size]) for at in starts)
+    return list(chain.from_iterable(halves))
 
 
 def endpoint_text(host: str, port: int) -> str:

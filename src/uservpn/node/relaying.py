@@ -6,7 +6,7 @@ and is probed like any other. What passes over this node is queued by neighbour 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from uservpn.mesh.liveness import LinkState
@@ -31,7 +31,7 @@ NOTE_EVERY_S: Final = 0.1
 """What passes without waiting is noted in the neighbour's contact this often: no flush for each read."""
 TOLD_MAX: Final = 1024
 
-Batches = list[tuple[LinkId, list[bytes]]]
+Batches = list[tuple[LinkId, Sequence[Buffer]]]
 """Per link of the driver: headers and sealed payloads in the order to send them."""
 Loss = tuple[LinkId, str]
 """A way that is gone, and why; for the owner's `link_down`."""

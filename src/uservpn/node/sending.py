@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import repeat
 from typing import Final
 
 from uservpn.errors import Fault
@@ -61,7 +62,8 @@ class Sender:
         """Of every touched peer, what may leave now."""
         out: Batches = []
         if self._table.strays:
-            out, self._table.strays = self._table.strays, []
+            out += self._table.strays
+            self._table.strays = []
         if not self._table.touched:
             return out
         wall_ms = int((now + self._table.wall_s) * 1000)
@@ -301,8 +303,7 @@ class Sender:
             path.note_end(paced is not None, now)
         if not messages:
             return paced
-        batch = peer.session.seal_batch(messages, *sealing, hops)
-        out.append((carrier, batch))
+        out += zip(repeat(carrier), peer.session.seal_trains(messages, *sealing, hops))
         size = path.sent - sent + (path.sent_count - count) * MESSAGE_OVERHEAD
         if again is not None and size <= AGAIN_MAX:
             out.append((again, peer.session.seal_batch(messages, *sealing, hops)))

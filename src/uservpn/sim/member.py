@@ -374,7 +374,7 @@ class Member:
         for _ in range(ROUNDS_MAX):
             batches = node.take_transmits(self._room, now)
             for link_id, flat in batches:
-                self._send(link_id, flat)
+                self._send(link_id, [bytes(part) for part in flat])
             events = node.take_events(now)
             for event in events:
                 self._handle(event)

@@ -12,6 +12,7 @@ from zlib import crc32
 
 from cryptography.exceptions import InvalidTag
 
+from uservpn.kit.ranges import RangeSet
 from uservpn.types import Buffer
 from uservpn.wire.constants import FIELDS_SIZE, TAG_SIZE, WATERMARK_SIZE
 from uservpn.wire.siv import NUMBER_SHIFT
@@ -20,18 +21,22 @@ _PayloadKey = tuple[bytes, int, int, int, bool]
 
 
 class Nonces:
-    """The newest nonce of every payload key of a world, over all restarts."""
+    """The nonces of every payload key of a world, over all restarts; used in any order."""
 
     def __init__(self) -> None:
-        self.newest: dict[_PayloadKey, bytes] = {}
+        self._used: dict[_PayloadKey, RangeSet] = {}
         self.repeated: list[str] = []
         """What must stay empty."""
 
     def use(self, key: _PayloadKey, nonce: bytes) -> None:
         """One message is sealed."""
-        if nonce <= self.newest.get(key, b""):
+        used = self._used.get(key)
+        if used is None:
+            used = self._used[key] = RangeSet()
+        number = int.from_bytes(nonce, "big")
+        if number in used:
             self.repeated.append(f"nonce {nonce.hex()} of {key[1:]}")
-        self.newest[key] = nonce
+        used.add(number, number + 1)
 
 
 class PlainSiv:
@@ -77,6 +82,14 @@ class PlainAead:
         """The sealed payload."""
         self._nonces.use(self._key, nonce)
         return b"".join((data, self._sum(nonce, data, associated), self._rest))
+
+    def encrypt_into(
+        self, nonce: bytes, data: Buffer, associated: bytes | None, buf: Buffer
+    ) -> int:
+        """The sealed payload into `buf`."""
+        sealed = self.encrypt(nonce, data, associated)
+        memoryview(buf)[:] = sealed
+        return len(sealed)
 
     def decrypt(self, nonce: bytes, data: Buffer, associated: bytes | None) -> bytes:
         """The payload. Raises InvalidTag."""

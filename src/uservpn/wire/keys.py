@@ -28,6 +28,11 @@ class Cipher(Protocol):
     def encrypt(self, nonce: bytes, data: Buffer, associated_data: bytes | None, /) -> bytes:
         """The sealed payload."""
 
+    def encrypt_into(
+        self, nonce: bytes, data: Buffer, associated_data: bytes | None, buf: Buffer, /
+    ) -> int:
+        """The sealed payload is put into `buf`, which has its size."""
+
     def decrypt(self, nonce: bytes, data: Buffer, associated_data: bytes | None, /) -> bytes:
         """The payload."""
 

@@ -23,6 +23,7 @@ from uservpn.wire.constants import (
     FLAG_BOUND,
     FLAG_CHACHA,
     FRESH_MS,
+    HEADER_SIZE,
     NUMBER_MAX,
     NUMBERS_KEPT,
     TAG_SIZE,
@@ -40,6 +41,7 @@ from uservpn.wire.header import (
 )
 from uservpn.wire.keys import Cipher, Ring
 from uservpn.wire.replay import ReplayWindow
+from uservpn.wire.train import Train
 
 _pack: Final = FIELDS.pack
 NONCE_SIZE: Final = 12
@@ -62,7 +64,7 @@ class Session:
 
     __slots__ = (
         "_aeads_in",
-        "_encrypt",
+        "_cipher",
         "_flags",
         "_me",
         "_my_boot",
@@ -95,7 +97,7 @@ class Session:
         self._peer_boot_bytes = b""
         self._number = 0
         self._flags = FLAG_CHACHA if chacha else 0
-        self._encrypt = ring.payload(0, me, boot, peer, chacha).encrypt
+        self._cipher = ring.payload(0, me, boot, peer, chacha)
         self._seal_header = codec.seal_fields
         self._seal_headers = codec.seal_run
         self._aeads_in: dict[tuple[int, int, int], Cipher] = {}
@@ -135,29 +137,64 @@ class Session:
             flags, self._me, self.peer, len(payload) + TAG_SIZE,
             self._my_boot, number << 16 | hops, stamp, NO_STAMP, NO_STAMP,
         )  # fmt: skip
-        body = self._encrypt(
+        body = self._cipher.encrypt(
             number.to_bytes(12, "big"), payload, fields[:ASSOCIATED_SIZE] + bound_to
         )
         return self._seal_header(fields, None), body
 
     def seal_batch(
         self, messages: Sequence[tuple[int, Buffer]], stamp: bytes, wall_ms: int, hops: int = 0
-    ) -> list[bytes]:
+    ) -> list[Buffer]:
         """As `seal` for many (kind, payload): headers and sealed payloads in turn.
 
         Neighbours of one kind and length differ in their numbers only, and cost less.
         """
-        out: list[bytes] = []
+        out: list[Buffer] = []
+        for some in self.seal_trains(messages, stamp, wall_ms, hops):
+            out += some
+        return out
+
+    def seal_trains(
+        self, messages: Sequence[tuple[int, Buffer]], stamp: bytes, wall_ms: int, hops: int = 0
+    ) -> list[Sequence[Buffer]]:
+        """As `seal_batch`, one part of the messages after the other; many alike are a `Train`.
+
+        A train is sealed by whoever sends it: the payloads have to stay as they are until then.
+        """
+        if len(messages) < RUN_MIN or not self._peer_boot_bytes:
+            return [self._seal_each(messages, stamp, wall_ms, hops)]
+        out: list[Sequence[Buffer]] = []
+        kinds, payloads = zip(*messages, strict=True)
+        index = single = 0
+        for _, same in groupby(map(len, payloads)):
+            behind = index + len(list(same))
+            while index < behind:
+                end = min(behind, index + run_max(self._number + index - single))
+                kind = kinds[index]
+                if end - index < RUN_MIN or kinds[index:end].count(kind) < end - index:
+                    index = min(end, index + RUN_MIN - 1)
+                    continue
+                if single < index:
+                    out.append(self._seal_each(messages[single:index], stamp, wall_ms, hops))
+                out.append(self._train(kind, payloads[index:end], stamp, hops))
+                index = single = end
+        if single < index:
+            out.append(self._seal_each(messages[single:], stamp, wall_ms, hops))
+        return out
+
+    def _seal_each(
+        self, messages: Sequence[tuple[int, Buffer]], stamp: bytes, wall_ms: int, hops: int
+    ) -> list[Buffer]:
+        """Headers and sealed payloads, in turn, of a few messages."""
+        out: list[Buffer] = []
         bound_to = self._peer_boot_bytes
         if not bound_to:
             for kind, payload in messages:
                 out += self.seal(kind, payload, stamp, wall_ms, 0, hops)
             return out
-        if len(messages) >= RUN_MIN:
-            return self._seal_runs(messages, stamp, hops)
         flags = self._flags | FLAG_BOUND
         me, peer, my_boot, number = self._me, self.peer, self._my_boot, self._number
-        pack, seal_header, encrypt = _pack, self._seal_header, self._encrypt
+        pack, seal_header, encrypt = _pack, self._seal_header, self._cipher.encrypt
         for kind, payload in messages:
             fields = pack(
                 flags | kind, me, peer, len(payload) + TAG_SIZE, my_boot, number << 16 | hops,
@@ -170,30 +207,8 @@ class Session:
         self._number = number
         return out
 
-    def _seal_runs(
-        self, messages: Sequence[tuple[int, Buffer]], stamp: bytes, hops: int
-    ) -> list[bytes]:
-        """As `seal_batch`, where some may be of one kind and length."""
-        out: list[bytes] = []
-        kinds, payloads = zip(*messages, strict=True)
-        index = 0
-        for _, same in groupby(map(len, payloads)):
-            behind = index + len(list(same))
-            while index < behind:
-                end = min(behind, index + run_max(self._number))
-                kind = kinds[index]
-                if end - index < RUN_MIN or kinds[index:end].count(kind) < end - index:
-                    end = min(end, index + RUN_MIN - 1)
-                    out += self.seal_batch(messages[index:end], stamp, 0, hops)
-                else:
-                    out += self._seal_run(kind, payloads[index:end], stamp, hops)
-                index = end
-        return out
-
-    def _seal_run(
-        self, kind: int, payloads: Sequence[Buffer], stamp: bytes, hops: int
-    ) -> list[bytes]:
-        """Headers and sealed payloads, in turn, of messages of one kind and length."""
+    def _train(self, kind: int, payloads: Sequence[Buffer], stamp: bytes, hops: int) -> Train:
+        """Messages of one kind and length."""
         number, count = self._number, len(payloads)
         assert number + count <= NUMBER_MAX, "a nonce would repeat"
         self._number = number + count
@@ -202,10 +217,8 @@ class Session:
             self._my_boot, number << 16 | hops, stamp, NO_STAMP, NO_STAMP,
         )  # fmt: skip
         nonces, known = _counted(number, fields[:NUMBER_AT], self._peer_boot_bytes, count)
-        out: list[bytes] = [b""] * (2 * count)
-        out[0::2] = unpacked("48s", count, self._seal_headers(fields, count))
-        out[1::2] = map(self._encrypt, nonces, payloads, known)
-        return out
+        heads = unpacked(f"{HEADER_SIZE}s", count, self._seal_headers(fields, count))
+        return Train(self._cipher, heads, nonces, payloads, known)
 
     def open_bound(self, header: Header, body: Buffer) -> bytes | None:
         """The payload of a message bound to our boot; None: stale, replayed or forged.
