@@ -190,6 +190,32 @@ def test_a_link_that_loses_nearly_all_is_compared_at_once():
     assert flow.run(START_S + COUNT_S + 0.1, {UDP: 1e5, TCP: 5e6}) == TCP
 
 
+def test_throttling_that_begins_right_after_a_comparison_is_not_waited_out():
+    flow = Flow()
+    flow.run(FIRST_S + START_S + COUNT_S + 0.1, {UDP: 5e6, TCP: 5e6})
+    assert flow.schedule.current == UDP and flow.comparing._at > flow.now + 0.9 * EVERY_S
+    assert flow.run(4.0, {UDP: 1e5, TCP: 5e6}) == TCP
+
+
+def test_a_connection_that_took_over_and_slows_down_is_compared_soon_as_well():
+    """As when its path begins to lose packets, which it takes for congestion."""
+    flow = Flow()
+    assert flow.compare({UDP: 1e5, TCP: 5e6}) == TCP
+    assert flow.run(4.0, {UDP: 5e6, TCP: 5e6}) == TCP
+    assert flow.run(4.0, {UDP: 5e6, TCP: 1e6}) == UDP
+
+
+@pytest.mark.parametrize("choked", [0, 3])
+def test_a_link_that_lost_most_and_fell_silent_comes_back_by_a_comparison_only(choked):
+    """One that only fell silent, as in a black hole, is tried again after a while."""
+    flow = Flow()
+    flow.run(1.0, {UDP: 5e6, TCP: 5e6})
+    flow.path.choked_rounds = choked
+    flow.comparing.fell_silent(flow.path, flow.links[0], flow.now)
+    assert flow.comparing.preferred == (TCP if choked else None)
+    assert flow.compare({UDP: 5e6, TCP: 5e6}) == UDP
+
+
 # --- what is no comparison -----------------------------------------------------------------------
 
 AGAIN = 6

@@ -13,7 +13,7 @@ from uservpn.node.scheduling import Schedule
 from uservpn.tunnel.bbr import Bbr
 from uservpn.tunnel.congestion import Sample
 from uservpn.tunnel.path import Path
-from uservpn.tunnel.tunnel import ALL_LANES, BULK_ONLY
+from uservpn.tunnel.tunnel import ALL_LANES, ASK_ONLY, BULK_ONLY, PROBE_ONLY
 
 TCP, UDP = 2, 4
 
@@ -136,6 +136,7 @@ class TwoLinkEnd(End):
         ]
         for state, _ in self.links:
             state.rtt_s = rtt_s
+        self._by_link = {state.link: path for state, path in self.links}
         self.connection: Connection | None = None
         self.is_throttled = False
         self.limit = 0.0
@@ -151,17 +152,21 @@ class TwoLinkEnd(End):
         super().receive(kind, payload)
 
     def _passes(self, size: int) -> bool:
+        if not self.is_throttled:
+            return True
         now = self.clock.now
         self._tokens = min(self._tokens + (now - self._tokens_at) * self.limit, 30_000)
         self._tokens_at = now
-        if self.is_throttled and self._tokens < size:
+        if self._tokens < size:
             return False
         self._tokens -= size
         return True
 
     def _take(self, path: Path, lanes: int) -> bool:
         now, tunnel = self.clock.now, self.tunnel
-        room = self.connection.room() if path is self.tcp else min(1 << 19, path.budget(now))
+        room = 0
+        if lanes not in (ASK_ONLY, PROBE_ONLY):
+            room = self.connection.room() if path is self.tcp else min(1 << 19, path.budget(now))
         path.is_held = path is self.path
         batch = tunnel.take_messages(room, SIZE_MAX, path, now, lanes)
         for kind, payload in batch:
@@ -184,9 +189,14 @@ class TwoLinkEnd(End):
             if choice.left is not None:
                 tunnel.path_left(choice.left, now)
             taken = self._take(choice.path, ALL_LANES)
+            if choice.ask is not None:
+                self._take(self._by_link[choice.ask.link], ASK_ONLY)
             tunnel.paced = choice.path if choice.path.is_lossy else None
             if choice.beside is not None and tunnel.has_bulk():
                 taken = self._take(choice.beside[1], BULK_ONLY) or taken
+            for path in (self.tcp, self.path):
+                if path.is_probe_due and path is not choice.path:
+                    self._take(path, PROBE_ONLY)
             events = tunnel.take_events()
             for event in events:
                 if type(event).__name__ == "Room" and event.stream.owner:

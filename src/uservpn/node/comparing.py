@@ -51,11 +51,11 @@ PAUSE_S: Final = 0.5
 """And not until bulk has waited for so long without a pause: a short transfer would only be slowed down."""
 CHOKED_ROUNDS: Final = 3
 """Not so long if most gets lost for so many rounds..."""
-FALLEN: Final = 0.25
+FALLEN: Final = 0.5
 FALLEN_S: Final = 1.0
 """...or the rate stays below that of what it was when it was compared..."""
 HURRY_S: Final = 30.0
-"""...but then so long after the last comparison."""
+"""...but not sooner than so long after the last time that this was the reason."""
 EVERY_S: Final = 60.0
 EVERY_MAX_S: Final = 600.0
 FAR_MORE: Final = 2.0
@@ -138,9 +138,9 @@ class Comparing:
         "_at",
         "_busy_at",
         "_busy_since",
-        "_ended_at",
         "_every_s",
         "_fallen_at",
+        "_hurried_at",
         "_is_lossy",
         "_rate",
         "_trial",
@@ -157,7 +157,7 @@ class Comparing:
         self._every_s = EVERY_S
         self._again_s = FIRST_S
         self._busy_at = self._busy_since = float("-inf")
-        self._ended_at = float("-inf")
+        self._hurried_at = float("-inf")
         self._rate = 0.0
         """Bytes/s that the link in use delivered when it was last compared."""
         self._fallen_at: float | None = None
@@ -192,6 +192,16 @@ class Comparing:
 
     def _alike(self, links: Sequence[Pair]) -> Pair | None:
         return next((pair for pair in links if pair[1].is_lossy == self._is_lossy), None)
+
+    def fell_silent(self, path: Path, to: Pair, now: float) -> None:
+        """The link in use was left for another one.
+
+        If it had lost most before, only a comparison brings it back, not the time that a silence costs.
+        """
+        if path.choked_rounds >= CHOKED_ROUNDS and to[1].is_lossy != path.is_lossy:
+            self._is_lossy = to[1].is_lossy
+            self._end_changed(to[0].link, now)
+        self._trial = None
 
     def other(
         self,
@@ -255,10 +265,13 @@ class Comparing:
             self._fallen_at = None
         elif self._fallen_at is None:
             self._fallen_at = now
-        if now < self._ended_at + HURRY_S:
-            return False
         has_fallen = self._fallen_at is not None and now >= self._fallen_at + FALLEN_S
-        return has_fallen or path.choked_rounds >= CHOKED_ROUNDS
+        if now < self._hurried_at + HURRY_S or not (
+            has_fallen or path.choked_rounds >= CHOKED_ROUNDS
+        ):
+            return False
+        self._hurried_at = now
+        return True
 
     def _next(self, trial: _Trial, ours: Path, theirs: Path, now: float) -> None:
         """A phase is over."""
@@ -285,8 +298,7 @@ class Comparing:
         if trial.busy_s < BUSY * trial.count_s:
             self._end_unclear(now)
             return
-        if trial.phase is _Phase.COUNT:
-            self._rate = ours / took_s
+        self._rate = (ours if trial.phase is _Phase.COUNT else theirs) / took_s
         if trial.phase is _Phase.ALONE_COUNT:
             if theirs > NEARLY * trial.together * took_s:
                 self._end_changed(None, now)
@@ -294,8 +306,10 @@ class Comparing:
                 self._end_unchanged(now)
         elif not is_return and theirs > FAR_MORE * ours:
             self._is_lossy = other.is_lossy
+            self._rate = theirs / took_s
             self._end_changed(trial.link, now)
         elif is_return and theirs > NEARLY * ours:
+            self._rate = theirs / took_s
             self._end_changed(None, now)
         elif is_return and theirs > SOME * ours:
             trial.together = (ours + theirs) / took_s
@@ -313,7 +327,6 @@ class Comparing:
         self.preferred = preferred
         self._every_s = EVERY_S
         self._again_s = FIRST_S
-        self._rate = 0.0
 
     def _end_unchanged(self, now: float) -> None:
         self._end(now, self._every_s)
@@ -327,5 +340,4 @@ class Comparing:
     def _end(self, now: float, next_s: float) -> None:
         self._trial = None
         self._fallen_at = None
-        self._ended_at = now
         self._at = now + next_s

@@ -187,7 +187,7 @@ class Schedule:
 
     def _move(self, state: LinkState, path: Path, to: tuple[LinkState, Path], now: float) -> Choice:
         """Away from a silent link to one that was heard since: a silence of that one is over."""
-        self.comparing.stop()
+        self.comparing.fell_silent(path, to, now)
         self.put_away(state.link, now)
         self.current = to[0].link
         to[1].silent_count = 0
