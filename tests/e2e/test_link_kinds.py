@@ -232,6 +232,7 @@ def test_a_node_is_reached_through_a_proxy_that_exists(site, tmp_path):
         with Pair(tmp_path, f"tcp://127.0.0.1:{port}", dial) as pair:
             pair.works(site, 8 * MIB)
             assert pair.protocol() == "socks5"
+            assert pair.client.status()["links"][0]["remote"] == dial
         assert set(proxy.asked) == {("127.0.0.1", port)}
         proxy.shutdown()
 

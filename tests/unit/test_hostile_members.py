@@ -63,6 +63,19 @@ def test_nobody_makes_a_node_dial_itself_or_an_address_of_nobody():
     assert not punched, "nor by a proposal to meet there"
 
 
+def test_a_proxy_on_this_machine_is_no_node_on_it():
+    """Whoever reaches the mesh through one dials no program of its own machine either."""
+    proxy = "socks5://127.0.0.1:9050"
+    client, dialled = _dialled_for({1: ("sim://10.0.0.1:1",), 3: (f"{proxy}/203.0.113.3:1",)})
+    assert dialled == ("sim://203.0.113.2:9",)
+    remote = f"{proxy}/203.0.113.2:9"
+    client.node.link_up(99, "socks5", 1400, remote, 3.0, 2, "sim://203.0.113.2:9")
+    client.node.moved([], [], 3.0)
+    assert client.node.peers[2].contact.endpoints == ("sim://203.0.113.2:9",)
+    _, dialled = _dialled_for({1: (f"{proxy}/127.0.0.1:1",)})
+    assert dialled == ("sim://127.0.0.1:9", "sim://203.0.113.2:9"), "but behind it there is one"
+
+
 def test_a_mesh_on_one_machine_uses_its_loopback():
     """Told by what the node's owner configured, by where it listens, or by a link to that peer."""
     good = ("sim://127.0.0.1:9", "sim://203.0.113.2:9")

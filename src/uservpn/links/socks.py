@@ -53,6 +53,7 @@ class SocksPlugin:
             raise OSError(f"the proxy {endpoint.address}: {error}") from None
         link = functools.partial(TcpLink, codec, owner, accepted=False, caps=CAPS)
         _, made = await loop.create_connection(link, sock=sock)
+        made.remote = str(endpoint)  # the connection's other end is only the proxy
         return made
 
     async def serve(

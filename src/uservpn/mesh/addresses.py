@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from uservpn.kit.endpoint import Endpoint
+from uservpn.kit.endpoint import Address, Endpoint
 from uservpn.mesh.records import EndpointKind, Known
 
 STAGGER_S: Final = 0.15
@@ -102,6 +102,15 @@ def scope_of(endpoint: str) -> Scope:
     if is_void or address.is_multicast or address.is_reserved or address.is_link_local:
         return Scope.NOWHERE
     return Scope.BEYOND
+
+
+def is_here(endpoint: str) -> bool:
+    """Is the node that is reached there on this machine? Behind a proxy's address its own one follows."""
+    try:
+        behind = Address.parse(Endpoint.parse(endpoint).options[1:])
+    except ValueError:
+        return scope_of(endpoint) is Scope.MACHINE
+    return behind.is_loopback
 
 
 def host_of(endpoint: str) -> str:

@@ -20,7 +20,7 @@ from typing import Final
 
 from uservpn.errors import PeerFault
 from uservpn.kit.endpoint import Endpoint
-from uservpn.mesh.addresses import Networks, Scope, preferred, scope_of
+from uservpn.mesh.addresses import Networks, Scope, is_here, preferred, scope_of
 from uservpn.mesh.liveness import LinkState
 from uservpn.mesh.observed import Observed
 from uservpn.mesh.records import EndpointKind, Known, Record, Role, known_of
@@ -244,9 +244,7 @@ class Reach:
         remotes = (table.links[state.link].remote for state in peer.contact.links)
         places = (place.endpoint for place in self._fixed)
         servers = (endpoint for endpoints in table.servers.values() for endpoint in endpoints)
-        return self._is_on_loopback or any(
-            scope_of(endpoint) is Scope.MACHINE for endpoint in chain(remotes, places, servers)
-        )
+        return self._is_on_loopback or any(map(is_here, chain(remotes, places, servers)))
 
     def _ask(self, peer: Peer, link: LinkId) -> None:
         payload = bytes((Code.ASK,)) + self._table.padding()
