@@ -161,6 +161,53 @@ def test_a_protocol_that_is_not_loaded_is_a_failed_dial():
     _run(main)
 
 
+def test_before_a_flush_for_bytes_alone_only_tunnels_are_asked_what_is_due():
+    """A report that is due leaves with that flush; a deadline of the node itself is kept as ever."""
+
+    async def main():
+        client, _server, offered = _pair(FakePlugin())
+        client.start()
+        stream = client.open(1, "site.test", 80, Owner())
+        await _until(lambda: offered)
+        await _until(lambda: not client._is_wanted)
+        node, calls = client.node, []
+
+        def watched(name):
+            work = getattr(node, name)
+
+            def call(*words):
+                calls.append(name)
+                return work(*words)
+
+            setattr(node, name, call)
+
+        for name in ("next_deadline", "on_deadline", "on_tunnel_deadlines", "take_transmits"):
+            watched(name)
+        client._deadline = client._timer_at + 1000.0
+        client.write(stream, b"more")
+        client._flush()
+        ahead = calls[: calls.index("take_transmits")]
+        assert ahead == ["on_tunnel_deadlines"] and calls[-1] == "next_deadline"
+        calls.clear()
+        client.kick()
+        client._flush()
+        assert calls[0] == "next_deadline" and "on_tunnel_deadlines" not in calls
+        calls.clear()
+        client._deadline = 0.0  # it has come
+        client.write(stream, b"more")
+        client._flush()
+        assert calls[0] == "on_deadline"
+        inbox = node.peers[1].tunnel.inbox
+        inbox._report_at = 1.0
+        client._deadline = client._timer_at + 1000.0
+        client.write(stream, b"more")
+        client._flush()
+        assert inbox._report_at is None and not inbox.is_due, "reported"
+        await client.close()
+
+    _run(main)
+
+
 def test_an_owner_that_fails_loses_its_own_stream_only(caplog):
     """What else came in the same turn is handed on, and the timer is set."""
 

@@ -323,6 +323,12 @@ class Node:
         self.claims.on_deadline(now)
         self._boots.follow_claims(now)
 
+    def on_tunnel_deadlines(self, now: float) -> None:
+        """`on_deadline` of those tunnels alone to which something happened; harmless when early."""
+        for peer in self.table.touched.values():
+            if peer.contact.links:
+                peer.tunnel.on_deadline(now)
+
     def next_deadline(self) -> float | None:
         """When `on_deadline` wants to be called."""
         times = [self._dues.next_deadline(), self.members.gossip.next_deadline()]
