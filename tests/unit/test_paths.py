@@ -204,6 +204,22 @@ def test_what_is_cut_anew_counts_as_sent():
     assert tunnel.outbox.resend
 
 
+def test_what_is_cut_anew_counts_towards_the_budget_of_resends():
+    tunnel = Tunnel(7, 1, random_below=lambda limit: 0)
+    old, new = Path(1), Path(2)
+    tunnel.path_up(old, False)
+    tunnel.path_up(new, False)
+    stream = tunnel.open("site.test", 80, None)
+    tunnel.write(stream, bytes(60_000))
+    tunnel.take_messages(1 << 20, 1 << 17, old, 80.0)
+    tunnel.path_left(old, 81.0)
+    tunnel.outbox.want(1 << 40)
+    tunnel.outbox.report_over(0.0, 0, 81.0)
+    left = new.resending.left
+    tunnel.take_messages(1 << 20, 1400, new, 81.0)
+    assert left - new.resending.left > 60_000
+
+
 @pytest.mark.parametrize(("loss", "is_spent"), [(0.3, False), (0.75, True)])
 def test_resends_have_a_budget_that_a_working_path_does_not_feel(loss, is_spent):
     """Bytes sent again against bytes confirmed; beyond it the path goes on by a trickle, and bulk waits."""

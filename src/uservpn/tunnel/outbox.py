@@ -109,7 +109,7 @@ class Outbox:
             for seq in seqs:
                 self._moved[seq] = flight
             path.sends(flight, size, len(seqs), now)
-            path.resends(len(seqs), size, now)
+            path.resends(len(seqs), size + cut, now)
             self.resent_count += len(seqs)
         return out
 
