@@ -26,6 +26,8 @@ class Flow:
         """Rates of a link that nothing is used beside, where they differ."""
         self.shares: list[str] = []
         """What each step was: one link's name, or two with the first one in front."""
+        self.express: list[int | None] = []
+        """And which link had all but bulk, if that was another one."""
 
     @property
     def path(self):
@@ -58,6 +60,7 @@ class Flow:
                     rate = self.alone.get(path.link, rate)
                 path.delivered += int(STEP_S * rate)
                 path.rate = rate
+            self.express.append(choice.express[0].link if choice.express else None)
             self.shares.append("+".join("udp" if p.link == UDP else "tcp" for p in paths))
         return self.schedule.current
 
@@ -85,6 +88,21 @@ def test_a_link_to_come_back_is_tried_alone_where_both_share_one_bottleneck():
     last = len(flow.shares) - flow.shares[::-1].index("udp+tcp")
     assert set(flow.shares[first:last]) == {"udp+tcp"}  # it goes first
     assert flow.shares[last] == "udp" and flow.shares[last:].count("tcp") <= 1
+
+
+def test_only_bulk_tries_a_link_that_is_to_come_back():
+    """If it is still throttled, what somebody waits for would crawl over it, or be lost."""
+    flow = Flow()
+    flow.alone = {UDP: 2e6}
+    rates = {UDP: 1e6, TCP: 4e6}
+    assert flow.compare({UDP: 1e5, TCP: 5e6}) == TCP
+    assert set(flow.express) == {None}
+    flow.shares.clear()
+    flow.express.clear()
+    assert flow.compare(rates) == TCP
+    assert {share for share in flow.shares if share != "tcp"} == {"udp+tcp", "udp"}
+    for share, express in zip(flow.shares, flow.express, strict=True):
+        assert express == (None if share == "tcp" else TCP)
 
 
 def test_a_link_that_is_still_throttled_a_little_stays_left_although_it_was_tried_alone():

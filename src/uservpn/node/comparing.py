@@ -335,6 +335,7 @@ class Comparing:
 
     def _end_unclear(self, now: float) -> None:
         self._end(now, self._again_s)
+        self._hurried_at = min(self._hurried_at, now + self._again_s - HURRY_S)  # that was none
         self._again_s = min(2 * self._again_s, EVERY_S)
 
     def _end(self, now: float, next_s: float) -> None:

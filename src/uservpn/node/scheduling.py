@@ -73,8 +73,15 @@ class Record:
 
     def carries(self, path: Path) -> None:
         """It is in use, and not silent."""
-        if not self.left_at and path.heard_at >= self.back_at + self.away_s:
-            self.away_s = AWAY_S  # for longer than it would be away
+        if not self.left_at and path.heard_at >= self.back_at + AWAY_S:
+            self.away_s = AWAY_S
+
+    def put_away(self, now: float) -> None:
+        """It fell silent. If that was while it was away, as where all links lose much, its wait stays."""
+        self.left_at = now
+        if now >= self.away_until:
+            self.away_until = now + self.away_s
+            self.away_s = min(2 * self.away_s, AWAY_MAX_S)
 
 
 @dataclass(slots=True)
@@ -150,10 +157,14 @@ class Schedule:
             able = able or [pair for pair in links if not pair[0].probed] or links
             choice = Choice(*self._best(able))
             self.current = choice.state.link
+            used = choice.state, choice.path
             if not choice.path.is_asked:
                 # what another link has room for is kept for what may be lost
                 self._set_beside(choice, able, by_link, is_busy, now)
-            for pair in _express(choice.path, able):
+            connections = _express(used[1], able)
+            if choice.path is not used[1] and not connections:
+                connections = [used]  # only bulk is there to try a link with
+            for pair in connections:
                 if choice.express is not None:
                     choice.again = pair[0].link
                     break
@@ -231,10 +242,7 @@ class Schedule:
 
     def put_away(self, link: LinkId, now: float) -> None:
         """This link fell silent: others carry for a while."""
-        gone = self._records.setdefault(link, Record())
-        gone.left_at = now
-        gone.away_until = now + gone.away_s
-        gone.away_s = min(2 * gone.away_s, AWAY_MAX_S)
+        self._records.setdefault(link, Record()).put_away(now)
         self.comparing.stop(link)
 
     def _is_able(self, state: LinkState, path: Path, now: float) -> bool:

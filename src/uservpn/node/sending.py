@@ -173,9 +173,11 @@ class Sender:
             self._take_path(
                 peer, choice.express[0], room, out, sealing, now, lanes=FIRST_ONLY, again=again
             )
-            if not is_held:
-                self._take_path(peer, choice.state, room, out, sealing, now, lanes=BULK_ONLY)
             paced = None
+            if not is_held:
+                paced = self._take_path(
+                    peer, choice.state, room, out, sealing, now, lanes=BULK_ONLY
+                )
         else:
             paced = self._take_path(peer, choice.state, room, out, sealing, now, most, lanes)
         if choice.ask is not None:
