@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import uvloop
 
-from uservpn.links.kcp import ANSWER_S, HEAD, MANY, MINRTO_MS, MTU, KcpSession
+from drivers import make_driver
+from uservpn.links import tcp
+from uservpn.links.kcp import ANSWER_S, CAPS, HEAD, MANY, MINRTO_MS, MTU, KcpSession
+from uservpn.links.stream import stream_caps
 from uservpn.wire.header import HeaderCodec
 from uservpn.wire.keys import KeyRing
 
@@ -175,6 +179,19 @@ def test_with_many_segments_under_way_a_growing_queue_resends_nothing() -> None:
             await pair.turns()
             assert kcp.rx_minrto == least_ms
         pair.close()
+
+    uvloop.run(main())
+
+
+def test_the_node_knows_that_kcp_costs_work_of_ours_and_tcp_does_not() -> None:
+    async def main() -> None:
+        for caps, is_costly in ((CAPS, True), (tcp.CAPS, False), (stream_caps("x", False), False)):
+            driver = make_driver({}, 1, {})
+            link = SimpleNamespace(id=driver.new_link_id(), caps=caps, remote="x://x")
+            driver.link_opened(link)
+            entry = driver.node.links[link.id]
+            assert entry.is_costly is is_costly
+            assert entry.new_path(link.id).is_costly is is_costly
 
     uvloop.run(main())
 

@@ -6,6 +6,7 @@ import pytest
 
 from test_relaying import HOME, _server
 from two_links import TCP, UDP, Settled, direct_links
+from uservpn.mesh.liveness import LinkState
 from uservpn.node.scheduling import NEAR_S, Schedule
 from uservpn.node.sharing import (
     FLOWS,
@@ -18,6 +19,8 @@ from uservpn.node.sharing import (
 from uservpn.tunnel.bbr import Bbr
 from uservpn.tunnel.path import Flight, Path
 from world import ROOM, World, pair
+
+KCP = 6
 
 
 def _both(**options):
@@ -128,6 +131,68 @@ def test_the_choice_has_hysteresis():
         for state, path in links:
             state.rtt_s = path.rtt_s = path.rtt_min_s = rtt_s
         assert schedule.choose(links, False, 1.0).state.link == chosen, rtt_s
+
+
+def _with_kcp(rtt_s: float) -> dict[int, tuple[LinkState, Path]]:
+    """TCP, UDP and a reliable link that costs work of ours."""
+    state = LinkState(KCP, "kcp", True, "kcp://x", 0.0, 0.0, 0.0)
+    path = Path(KCP, None, rtt_s)
+    state.rtt_s, path.is_costly = rtt_s, True
+    links = [*direct_links(rtt_s), (state, path)]
+    return {state.link: (state, path) for state, path in links}
+
+
+def test_over_a_short_path_what_costs_us_work_carries_only_where_nothing_else_does():
+    """On loopback a download over KCP takes ten times as long as over TCP. Also if it was there first."""
+    links = _with_kcp(NEAR_S / 100)
+    schedule = Schedule()
+    for present, chosen in (
+        ((KCP,), KCP),
+        ((KCP, TCP), TCP),
+        ((KCP,), KCP),
+        ((KCP, UDP), UDP),
+        ((KCP, UDP, TCP), TCP),
+        ((TCP, KCP), TCP),
+    ):
+        assert schedule.choose([links[k] for k in present], False, 1.0).state.link == chosen
+    state, path = links[KCP]
+    path.rtt_s = path.rtt_min_s = state.rtt_s = 10 * NEAR_S  # by its own work
+    schedule.current = KCP
+    assert schedule.choose([links[KCP], links[UDP]], False, 1.0).state.link == UDP
+    assert schedule.choose([links[KCP], links[UDP]], False, 1.0).state.link == UDP
+
+
+def test_a_link_that_was_not_measured_yet_does_not_take_over_from_one_that_costs_us_work():
+    links = _with_kcp(NEAR_S / 100)
+    schedule = Schedule(current=KCP)
+    for state, path in (links[TCP], links[UDP]):
+        state.rtt_s = path.rtt_s = None
+    assert schedule.choose(list(links.values()), False, 1.0).state.link == KCP
+    links[TCP][0].rtt_s = NEAR_S / 100
+    assert schedule.choose(list(links.values()), False, 1.0).state.link == TCP
+
+
+@pytest.mark.parametrize("other", [TCP, UDP])
+def test_where_a_path_is_neither_short_nor_long_what_costs_us_work_keeps_what_it_carries(other):
+    links = _with_kcp(NEAR_S)
+    able = [links[other], links[KCP]]
+    schedule = Schedule(current=KCP)
+    chosen = []
+    for factor in (0.9, 1.3, 0.7, 1.4, 0.6, 0.9, 1.3, 0.7, 1.4):
+        for state, path in able:
+            state.rtt_s = path.rtt_s = path.rtt_min_s = factor * NEAR_S
+        chosen.append(schedule.choose(able, False, 1.0).state.link)
+    assert chosen == [KCP] * 4 + [other] * 5, "and it does not come back with the next small change"
+
+
+def test_over_a_long_path_what_costs_us_work_stays_where_it_carries_and_comes_after_datagrams():
+    links = _with_kcp(0.05)
+    for present, chosen in (((KCP, TCP), KCP), ((TCP, KCP), TCP), ((KCP, UDP), UDP)):
+        schedule = Schedule()
+        for k in range(1, 3):
+            able = [links[link] for link in present[:k]]
+            choice = schedule.choose(able, False, 1.0)
+        assert choice.state.link == chosen
 
 
 def test_a_link_that_falls_silent_again_and_again_is_tried_ever_less_often():

@@ -34,6 +34,8 @@ class LinkCaps:
     (mesh/pathmtu.py). 0: everything up to `payload_size_max` gets through."""
     is_self_bounding: bool = False
     """Its `room` keeps the path's queue short, by what the layer below tells; else the tunnel has to."""
+    is_costly: bool = False
+    """Reliable by work in this process, not in the kernel (as TCP): on short paths others are preferred."""
 
 
 class Link(Protocol):

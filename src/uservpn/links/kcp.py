@@ -27,7 +27,7 @@ from uservpn.links.stream import StreamLink, stream_caps
 from uservpn.types import Buffer
 from uservpn.wire.header import HeaderCodec
 
-CAPS: Final = stream_caps("kcp", True)
+CAPS: Final = stream_caps("kcp", True, is_costly=True)
 MTU: Final = 1350
 """Of KCP's segments; with the seal, UDP and IPv6 a packet of 1,418 bytes."""
 INTERVAL_MS: Final = 10

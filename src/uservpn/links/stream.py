@@ -48,7 +48,7 @@ UNPROVEN_S: Final = 20.0
 assert HEADER_SIZE + PAYLOAD_SIZE_MAX <= BUFFER_SIZE <= BURST
 
 
-def stream_caps(protocol: str, is_self_bounding: bool) -> LinkCaps:
+def stream_caps(protocol: str, is_self_bounding: bool, is_costly: bool = False) -> LinkCaps:
     """What a link on an ordered, reliable byte stream can do."""
     return LinkCaps(
         protocol,
@@ -56,6 +56,7 @@ def stream_caps(protocol: str, is_self_bounding: bool) -> LinkCaps:
         is_ordered=True,
         is_reliable=True,
         is_self_bounding=is_self_bounding,
+        is_costly=is_costly,
     )
 
 

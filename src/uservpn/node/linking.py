@@ -49,19 +49,19 @@ class Linking:
     def link_up(
         self, link: LinkId, protocol: str, size_max: int, remote: str, now: float,
         peer: NodeId | None = None, endpoint: str = "", size_base: int = 0,
-        is_self_bounding: bool = False,
+        is_self_bounding: bool = False, is_costly: bool = False,
     ) -> None:  # fmt: skip
         """A link is open; `peer` and `endpoint` are given for one that was dialled.
 
         Sealed payloads up to `size_max` fit. A link that loses what is too large for its path, without
         a word, also has a `size_base` that no path is too small for. One that `is_self_bounding` keeps
-        its path's queue short by its room.
+        its path's queue short by its room; one that `is_costly` is reliable by our own work.
         """
         if self._table.is_back:
             self._table.events.append(CloseWanted(link))
             return
         entry = self._table.links[link] = LinkEntry(size_max - OVERHEAD, protocol, remote)
-        entry.is_self_bounding = is_self_bounding
+        entry.is_self_bounding, entry.is_costly = is_self_bounding, is_costly
         if size_base:
             self._sizing.link_up(entry, size_base, size_max)
         if peer is not None:

@@ -7,8 +7,9 @@ One direct link carries the tunnel; which one is decided at each take, from what
   else nothing moves, because in a black hole every link is silent. What was on it is resent over the other.
   It is tried again after a while that doubles, and only if its peer was heard on it since.
 - Where the peer has moved to another link, and what we sent stays unanswered meanwhile, we move, too.
-- On short paths without loss a reliable link (TCP, KCP) costs far less work for each byte, everywhere else
-  one that loses messages is faster: its loss is recovered by us. NEAR_S tells them apart, with hysteresis.
+- On short paths without loss a reliable link costs far less work for each byte if the kernel does it (TCP);
+  one that is reliable by our own work (KCP) is the slowest there. Everywhere else one that loses messages is
+  faster: its loss is recovered by us. NEAR_S tells them apart, with hysteresis.
 - Some networks throttle UDP: while bulk flows both are compared now and then (node/comparing.py).
 - Reports go where the newest message came from: the peer found that way to carry.
 """
@@ -51,6 +52,12 @@ def _is_outdone(state: LinkState, links: Sequence[tuple[LinkState, Path]]) -> bo
     """Was another link heard since this one owes an answer? Else all may be silent: no reason to leave."""
     since = state.heard_at if state.owed_since is None else max(state.heard_at, state.owed_since)
     return any(other.heard_at > since for other, _ in links if other is not state)
+
+
+def _rtt(pair: tuple[LinkState, Path]) -> float | None:
+    """The shortest round trip over it; None: not measured."""
+    state, path = pair
+    return path.rtt_min_s if path.rtt_s is not None else state.rtt_s
 
 
 def _express(path: Path, able: Sequence[tuple[LinkState, Path]]) -> list[tuple[LinkState, Path]]:
@@ -266,22 +273,28 @@ class Schedule:
         preferred = self.comparing.best(able)
         if preferred is not None:
             return preferred
+        shortest = min((rtt for rtt in map(_rtt, able) if rtt is not None), default=0.0)
         for pair in able:
-            if self._rank(pair) > self._rank(best):
+            if self._rank(pair, shortest) > self._rank(best, shortest):
                 best = pair
         return best
 
-    def _rank(self, pair: tuple[LinkState, Path]) -> int:
-        """0: for the other kind of path; 1: unknown, or between the two; 2: this one's own."""
+    def _rank(self, pair: tuple[LinkState, Path], shortest: float) -> int:
+        """On a short path 1, or -1 if it costs work of ours, and 0 for datagrams; on a long one 1, and 2.
+
+        One that was not measured yet takes over from none, and gives way to what is better than datagrams.
+        What costs much work makes its own round trips long: there the `shortest` one of all links counts.
+        """
         state, path = pair
-        rtt = path.rtt_min_s if path.rtt_s is not None else state.rtt_s
-        if rtt is None:
-            return 0
+        rtt = _rtt(pair)
         is_current = state.link == self.current
-        near = NEAR_S * (HYSTERESIS if is_current != path.is_lossy else 1 / HYSTERESIS)
+        if rtt is None:
+            return 0 if is_current else -1
+        is_for_long = path.is_lossy or path.is_costly
+        near = NEAR_S * (HYSTERESIS if is_current != is_for_long else 1 / HYSTERESIS)
         if path.is_lossy:
             return 2 if rtt > near or path.loss > LOSS_MAX else 0
-        return 1
+        return -1 if path.is_costly and shortest <= near else 1
 
     def _set_beside(
         self,

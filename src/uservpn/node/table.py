@@ -62,6 +62,8 @@ class LinkEntry:
     """What its peer's tunnel knows of it."""
     is_self_bounding: bool = False
     """Its room keeps the path's queue short; else the tunnel does, where the path is long."""
+    is_costly: bool = False
+    """Reliable by work in this process: on short paths others are preferred."""
     is_lossy: bool = False
     """Messages may get lost on it: the tunnel has to control congestion. True with `hops` or an `mtu`."""
 
@@ -73,6 +75,7 @@ class LinkEntry:
             None if self.is_self_bounding and not self.is_lossy else Bbr(rtt_s, self.is_lossy)
         )
         self.path = Path(link, controller, rtt_s, self.is_lossy)
+        self.path.is_costly = self.is_costly
         if self.mtu is not None:
             self.path.base_size = self.mtu.base - OVERHEAD
         return self.path

@@ -409,6 +409,7 @@ class Driver:
         self.node.link_up(
             link.id, link.caps.protocol, link.caps.payload_size_max, link.remote, monotonic(),
             peer, endpoint, link.caps.payload_size_base, link.caps.is_self_bounding,
+            link.caps.is_costly,
         )  # fmt: skip
 
     # --- events ----------------------------------------------------------------------------------

@@ -104,6 +104,8 @@ class Path:
         self.is_lossy = controller is not None if is_lossy is None else is_lossy
         """Messages may get lost on it. Else the link below keeps order and controls congestion itself: the
         controller only keeps its queue short, by the window, where the path is long."""
+        self.is_costly = False
+        """Reliable by work in this process, not in the kernel. Set by the owner: the tunnel does not care."""
         self.is_bounded = self.is_lossy
         """The controller says how much may be on it: on a reliable path if that is a long one."""
         self.is_awaited = True
