@@ -69,6 +69,26 @@ def _data_of_unknown_streams(number: int) -> Message:
     return _data(number, _chunk(2 * number + 1, 1, 60 * KIB))
 
 
+def _one_byte_of_unknown_streams(number: int) -> Message:
+    streams = range(2000 * number + 1, 2000 * number + 2001, 2)
+    return _data(number, *(_chunk(stream, 1, 1) for stream in streams))
+
+
+def _ends_of_unknown_streams(number: int) -> Message:
+    streams = range(2000 * number + 1, 2000 * number + 2001, 2)
+    return _data(number, *(frames.FIN_FRAME.pack(frames.FIN, stream, 1) for stream in streams))
+
+
+def _parts_of_large_messages_before_the_open(number: int) -> Message:
+    """Of each message a little more than is copied in any case."""
+    return _data(number, _chunk(2 * number + 1, 1, limits.SMALL_CHUNK + 1), bytes(250 * KIB))
+
+
+def _same_bytes_of_unknown_streams(number: int) -> Message:
+    """As many bytes of each as if it held a window of its own."""
+    return _data(number, _chunk(2 * (number // 15) + 1, 1 + number % 15, 60 * KIB))
+
+
 def _every_second_sequence(number: int) -> Message:
     return _data(2 * number + 1)
 
@@ -88,6 +108,10 @@ ATTACKS: list[tuple[Callable[[int], Message], int, int]] = [
     (_every_second_stream, 200, 2 * MIB),
     (_resets_of_unknown_streams, 200, 2 * MIB),
     (_data_of_unknown_streams, 1000, 20 * MIB),
+    (_one_byte_of_unknown_streams, 40, 24 * MIB),
+    (_ends_of_unknown_streams, 40, 16 * MIB),
+    (_parts_of_large_messages_before_the_open, 2500, 20 * MIB),
+    (_same_bytes_of_unknown_streams, 1000, 20 * MIB),
     (_every_second_sequence, 2 * limits.GAPS_MAX, 2 * MIB),
     (_wants_everything, 500, MIB),
     (_has_every_second, 500, MIB),

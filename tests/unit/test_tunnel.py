@@ -7,9 +7,10 @@ import random
 import pytest
 
 from uservpn.errors import Fault, StreamFault
+from uservpn.tunnel import limits
 from uservpn.wire.constants import NUMBER_MAX
 from uservpn.wire.replay import ReplayWindow
-from world import KEY, ROOM, World, pair, take
+from world import BASE, KEY, ROOM, World, pair, take
 
 
 def _exchange(world, client, server, size, seconds=600.0):
@@ -365,6 +366,46 @@ def test_an_unknown_exit_is_a_stream_fault():
     world, client, _ = pair()
     with pytest.raises(StreamFault):
         client.node.open(99, "site.test", 80, None, world.now)
+
+
+@pytest.mark.parametrize("room", [None, 50])
+def test_a_burst_of_connections_whose_first_messages_get_lost_is_no_fault(room, monkeypatch):
+    """OPENs leave first: most of what comes is of streams nobody has heard of. What there is no room for is
+    asked for again."""
+    if room is not None:
+        monkeypatch.setattr(limits, "HELD_EARLY_MAX", room)
+    world, client, server = pair()
+    world.payload_max = BASE
+    first = client.node.open(1, "site.test", 80, None, world.now)
+    client.send(first, b"first")
+    world.settle(client)
+    world.run(2.0)
+    streams = [client.node.open(1, "site.test", 80, None, world.now) for _ in range(400)]
+    for stream in streams:
+        client.send(stream, b"hello %d" % stream.id + bytes(300), finish=True)
+    carry = world.carry
+    lost, early = [], []
+
+    def lose_some(link, head, body):
+        if len(lost) < 8 and world.links[link][0] is client:
+            lost.append(body)
+        else:
+            carry(link, head, body)
+        held = server.node.peers[7].tunnel.streams.values()
+        early.append(sum(not stream.is_known for stream in held))
+
+    monkeypatch.setattr(world, "carry", lose_some)
+    world.settle(client)
+    world.run(10.0)
+    assert not client.resets and not client.news and not server.news
+    assert len(lost) == 8
+    assert max(early) > 256 if room is None else 0 < max(early) <= room
+    for stream in streams:
+        assert server.received[stream.id] == b"hello %d" % stream.id + bytes(300)
+        assert stream.id in server.finished
+    tunnel = server.node.peers[7].tunnel
+    assert tunnel.streams.keys() == {first.id, *(stream.id for stream in streams)}
+    assert not any(held.held for held in tunnel.streams.values())
 
 
 def test_a_reset_that_overtakes_its_open_opens_nothing():

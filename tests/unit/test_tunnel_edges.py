@@ -144,6 +144,39 @@ def test_a_small_chunk_behind_a_gap_does_not_keep_its_whole_message():
     assert isinstance(stream.held[10], bytes)
 
 
+def test_what_overtook_its_open_ends_with_all_others_and_is_never_opened():
+    sink = _tunnel(1, 7)
+    room = sink._table.unread_max
+    sink.receive(Kind.DATA, _data(1, *(_chunk(at, 0, b"x") for at in (1, 3, 5))), 0.0)
+    assert sink._table.unread_max < room
+    sink.fail_all(Fault.FAILED)
+    assert sink._table.unread_max == room
+    assert len(sink.take_events()) == 3
+    opens = (frames.open_frame(at, 1 << 18, b"site.test", 80) for at in (1, 3, 5, 7))
+    sink.receive(Kind.DATA, _data(0, *opens), 0.0)
+    assert [event.stream.id for event in sink.take_events()] == [7]
+
+
+@pytest.mark.parametrize("size", [1, 60_000])
+def test_what_overtook_its_open_is_taken_whole_or_not_at_all(size):
+    """And what did not overtake it is taken however much is held."""
+    sink = _tunnel(1, 7)
+    for seq in range(1, 400):
+        numbers = range(2000 * seq + 1, 2000 * seq + (2000 if size == 1 else 2), 2)
+        sink.receive(Kind.DATA, _data(seq, *(_chunk(at, 0, bytes(size)) for at in numbers)), 0.0)
+        if numbers[0] not in sink.streams:
+            break
+    assert sink.inbox._top == seq, "not confirmed"
+    assert not sink.streams.keys() & set(numbers)
+    early = len(sink.streams)
+    assert early <= limits.HELD_EARLY_MAX and early * size <= limits.HELD_EARLY_SIZE
+    opens = [frames.open_frame(at, 1 << 18, b"site.test", 80) for at in numbers]
+    both = (*opens, *(_chunk(at, 0, bytes(size)) for at in numbers))
+    sink.receive(Kind.DATA, _data(seq + 1, *both), 0.0)
+    events = sink.take_events()
+    assert sum(type(event) is Data for event in events) == len(numbers)
+
+
 def test_messages_never_exceed_the_link():
     """Ends of many streams, reports of many gaps: all fit the smallest link there is."""
     size_max = 1100

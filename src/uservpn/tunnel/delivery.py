@@ -91,7 +91,10 @@ class Delivery:
             raise PeerFault("sends the same bytes in too many pieces")
         if known is None:
             heappush(stream.held_order, offset)
+        if not stream.is_known:
+            self._table.hold_early(0, size - stream.held_size)
         stream.held_size = size
-        small = len(chunk) <= limits.SMALL_CHUNK  # would keep its whole message
-        held[offset] = bytes(chunk) if small else chunk
+        # else it would keep its whole message
+        is_copied = len(chunk) <= limits.SMALL_CHUNK or not stream.is_known
+        held[offset] = bytes(chunk) if is_copied else chunk
         self._credit.held(stream)

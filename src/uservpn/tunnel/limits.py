@@ -62,8 +62,10 @@ ASK_DELAY_MAX_S: Final = 8.0
 PAD_BELOW: Final = 256
 """Messages shorter than this are padded by up to PAD_MAX bytes."""
 PAD_MAX: Final = 96
-HELD_EARLY_MAX: Final = 256
-"""Streams whose DATA may overtake their OPEN."""
+HELD_EARLY_MAX: Final = 1 << 14
+HELD_EARLY_SIZE: Final = 16 * MIB
+"""Streams of which something may be kept before their OPEN came, as many as an entry takes connections, and
+what their bytes may cost together. A message that would go beyond is dropped, and asked for again."""
 HELD_FACTOR: Final = 4
 HELD_COST: Final = 64
 """Pieces ahead of a gap may overlap (they are cut anew for another link) up to so many times the credit left,

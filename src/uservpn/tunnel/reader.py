@@ -86,7 +86,7 @@ class Reader:
                 if stream is None:
                     continue
                 self._table.events.append(Reset(stream, _FAULTS.get(code, Fault.FAILED)))
-                self._table.reset_by_peer(stream)
+                self._table.drop(stream)
             elif kind == frames.HAVE:
                 _, below, start, held, again, count = frames.HAVE_HEAD.unpack_from(
                     payload, position
@@ -104,6 +104,27 @@ class Reader:
                 raise PeerFault(f"unknown frame type {kind}")
         if report is not None:
             self._outbox.report_over(*report, now)
+
+    def has_room(self, payload: bytes, position: int) -> bool:
+        """May the message be read? Not while it would bring more that overtook its OPEN than may be kept.
+
+        An OPEN depends on nothing, and whatever needs it left later: so an honest peer's messages all can be
+        read in the end.
+
+        Raises:
+            struct.error, IndexError, PeerFault: the peer broke the protocol.
+        """
+        opened: set[int] = set()
+        early: set[int] = set()
+        held = 0
+        for kind, stream_id, size in frames.heads(payload, position):
+            if kind == frames.OPEN:
+                opened.add(stream_id)
+            elif stream_id not in opened and self._table.is_early(stream_id):
+                early.add(stream_id)
+                if kind == frames.DATA:
+                    held += size + limits.HELD_COST
+        return self._table.has_early_room(early, held)
 
     def read_pieces(
         self, burst: Slots, size: int, index: int, end: int, now: float, is_lossy: bool

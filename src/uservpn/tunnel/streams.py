@@ -6,18 +6,28 @@ before is remembered as ranges of numbers, so that a late frame of a stream that
 
 from __future__ import annotations
 
+from typing import Final
+
 from uservpn.errors import Fault, PeerFault, StreamFault
 from uservpn.kit.ranges import RangeSet
 from uservpn.tunnel import limits
 from uservpn.tunnel.events import Event
 from uservpn.tunnel.stream import Stream, StreamOwner
+from uservpn.wire import frames
+
+_EARLY_FRAME: Final = min(frames.FIN_FRAME.size, frames.DATA_HEAD.size)
+"""Each early stream takes at least so much of a message."""
+_EARLY_FACTOR: Final = 4
+"""A message's early bytes cost at most so many times its size: one byte, framed, HELD_COST and itself."""
+assert _EARLY_FACTOR * (frames.DATA_HEAD.size + 1) >= limits.HELD_COST + 1
 
 
 class StreamTable:
     """The streams between `me` and `peer`, and the events that wait to be taken.
 
-    At most HELD_EARLY_MAX may be known by DATA that overtook their OPEN: more break the protocol. Of ids that
-    were seen out of order GAPS_MAX ranges are kept: beyond that the lowest count as over.
+    At most HELD_EARLY_MAX may be known by DATA that overtook their OPEN, and hold HELD_EARLY_SIZE: whoever
+    reads a message that could bring more (`unread_max`) asks `has_early_room` first. Of ids that were seen
+    out of order GAPS_MAX ranges are kept: beyond that the lowest count as over.
     """
 
     def __init__(self, me: int, peer: int) -> None:
@@ -35,6 +45,10 @@ class StreamTable:
         self._seen = RangeSet()  # ids (halved) the peer has opened
         self._seen_below = 0
         self._early_count = 0
+        self._early_size = 0
+        self.unread_max = 0
+        """No message up to this size can bring more early streams, or bytes of theirs, than have room."""
+        self.hold_early(0, 0)
 
     # --- commands --------------------------------------------------------------------------------
 
@@ -68,6 +82,9 @@ class StreamTable:
         """The stream is over; what it had queued or held is forgotten."""
         stream.is_over = True
         self.by_id.pop(stream.id, None)
+        if not stream.is_known:
+            self.hold_early(-1, -stream.held_size)
+            self._mark_seen(stream.id)  # its OPEN opens nothing
         self.window_sum -= stream.recv_window
         self.queued -= stream.queue_size
         stream.queue_size = 0
@@ -92,33 +109,36 @@ class StreamTable:
         elif stream.is_known:
             return None  # its message was cut anew, and both came
         else:
-            self._early_count -= 1
+            self.hold_early(-1, -stream.held_size)
         stream.is_known = True
         self._mark_seen(stream_id)
         self.opened_count += 1
         return stream
 
     def early(self, stream_id: int) -> Stream | None:
-        """A stream of the peer whose OPEN is still on its way; None: it is over.
-
-        Raises:
-            PeerFault: there are too many.
-        """
-        if stream_id & 1 == self._mine:
-            return None  # ours, and over
-        if self._was_seen(stream_id):
+        """A stream of the peer, not in `by_id`, whose OPEN is still on its way; None: it is over."""
+        if self._is_over(stream_id):
             return None
-        if self._early_count >= limits.HELD_EARLY_MAX:
-            raise PeerFault("too many streams before their OPEN")
-        self._early_count += 1
+        self.hold_early(1, 0)
         return self._add(Stream(stream_id, self.peer, False, limits.EARLY_SIZE))
 
-    def reset_by_peer(self, stream: Stream) -> None:
-        """The peer ended it; one whose RESET overtook its OPEN is never opened."""
-        if not stream.is_known:
-            self._early_count -= 1
-            self._mark_seen(stream.id)
-        self.drop(stream)
+    def is_early(self, stream_id: int) -> bool:
+        """Would a frame of it be one that overtook its OPEN?"""
+        stream = self.by_id.get(stream_id)
+        return not self._is_over(stream_id) if stream is None else not stream.is_known
+
+    def hold_early(self, count: int, size: int) -> None:
+        """So many streams more, and so much more that they hold, while their OPEN is on its way."""
+        self._early_count += count
+        self._early_size += size
+        streams = limits.HELD_EARLY_MAX - self._early_count
+        cost = limits.HELD_EARLY_SIZE - self._early_size
+        self.unread_max = min(streams * _EARLY_FRAME, cost // _EARLY_FACTOR)
+
+    def has_early_room(self, ids: set[int], size: int) -> bool:
+        """May these be early streams, and hold so much more?"""
+        count = self._early_count + len(ids - self.by_id.keys())
+        return count <= limits.HELD_EARLY_MAX and self._early_size + size <= limits.HELD_EARLY_SIZE
 
     # --- inside ----------------------------------------------------------------------------------
 
@@ -126,6 +146,10 @@ class StreamTable:
         self.by_id[stream.id] = stream
         self.window_sum += stream.recv_window
         return stream
+
+    def _is_over(self, stream_id: int) -> bool:
+        """One that is not in `by_id`: ours, or one that the peer had opened."""
+        return stream_id & 1 == self._mine or self._was_seen(stream_id)
 
     def _was_seen(self, stream_id: int) -> bool:
         index = stream_id >> 1

@@ -216,17 +216,20 @@ class Tunnel:
             PeerFault: the peer broke the protocol.
         """
         position = 0
+        size = len(payload)
         if len(self._lanes.control) > limits.CONTROL_MAX:
             raise PeerFault("asks for more answers than it reads")
         if kind == Kind.DATA:
-            size = len(payload)
-            if size < SEQ_SIZE:
-                raise PeerFault("message without a sequence")
-            seq = frames.SEQ.unpack_from(payload)[0]
             position = SEQ_SIZE
-            if not self.inbox.admit(seq, size, now, is_lossy):
-                return
+            if size < position:
+                raise PeerFault("message without a sequence")
         try:
+            if size > self._table.unread_max and not self._reader.has_room(payload, position):
+                return  # as if it had got lost
+            if kind == Kind.DATA:
+                seq = frames.SEQ.unpack_from(payload)[0]
+                if not self.inbox.admit(seq, size, now, is_lossy):
+                    return
             self._reader.read(payload, position, now)
         except (struct.error, IndexError, UnicodeDecodeError) as error:
             raise PeerFault(f"malformed frame: {error}") from None

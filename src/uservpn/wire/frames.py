@@ -41,6 +41,13 @@ HAVE_HEAD: Final = struct.Struct(">BQQHIH")
 RUN: Final = struct.Struct(">HH")  # so many missing, then so many that came
 WANT_FRAME: Final = struct.Struct(">BQ")  # type, what HAVE shows missing below this is wanted
 
+_SIZES: Final = {
+    FIN: FIN_FRAME.size,
+    RESET: RESET_FRAME.size,
+    CREDIT: CREDIT_FRAME.size,
+    WANT: WANT_FRAME.size,
+}
+
 OPEN_ENDED: Final = (1 << 64) - 1
 """As WANT's bound: everything sent over links that are gone, too."""
 RUNS_MAX: Final = 512
@@ -154,6 +161,24 @@ def split(payload: bytes, position: int, size_max: int) -> Iterator[Buffer]:
             offset += len(piece)
 
 
+def heads(payload: bytes, position: int) -> Iterator[tuple[int, int, int]]:
+    """(type, stream, bytes) of the frames OPEN, DATA and FIN in a peer's message.
+
+    Raises:
+        PeerFault, struct.error, IndexError: there are others that do not exist, or it ends within one.
+    """
+    while position < len(payload) and (kind := payload[position]) != PAD:
+        size = 0
+        if kind == DATA:
+            size = DATA_HEAD.unpack_from(payload, position)[3]
+            length = DATA_HEAD.size + size
+        else:
+            length = _size_of(payload, position, kind)
+        if kind in (OPEN, DATA, FIN):
+            yield kind, STREAM.unpack_from(payload, position + 1)[0], size
+        position += length
+
+
 def stream_of(frame: Buffer) -> int:
     """The number of the stream that a frame of a DATA message is about."""
     stream: int = STREAM.unpack_from(frame, 1)[0]
@@ -161,9 +186,14 @@ def stream_of(frame: Buffer) -> int:
 
 
 def _size_of(payload: bytes, position: int, kind: int) -> int:
-    """Bytes of a frame that stands in DATA messages and is not DATA itself."""
+    """Bytes of a frame that is not DATA itself. Raises PeerFault, struct.error, IndexError."""
     if kind == OPEN:
         return OPEN_HEAD.size + payload[position + OPEN_HEAD.size - 1]
     if kind == OPENED:
         return OPENED_HEAD.size + payload[position + OPENED_HEAD.size - 1]
-    return {FIN: FIN_FRAME.size, RESET: RESET_FRAME.size, CREDIT: CREDIT_FRAME.size}[kind]
+    if kind == HAVE:
+        return HAVE_HEAD.size + RUN.size * int(HAVE_HEAD.unpack_from(payload, position)[-1])
+    size = _SIZES.get(kind)
+    if size is None:
+        raise PeerFault(f"unknown frame type {kind}")
+    return size
