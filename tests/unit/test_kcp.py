@@ -1,9 +1,10 @@
-"""KCP links without a network: when segments leave, what KCP tells of them, and what a datagram shows."""
+"""KCP links: when segments leave, what KCP tells of them, what a datagram shows, and who gets an answer."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -11,10 +12,24 @@ import pytest
 import uvloop
 
 from drivers import make_driver
-from uservpn.links import tcp
-from uservpn.links.kcp import ANSWER_S, CAPS, HEAD, MANY, MINRTO_MS, MTU, KcpSession
+from uservpn.kit.endpoint import Endpoint
+from uservpn.links import kcp, tcp
+from uservpn.links.kcp import (
+    ANSWER_S,
+    CAPS,
+    HEAD,
+    MANY,
+    MINRTO_MS,
+    MTU,
+    MUTE_MAX,
+    UNPROVED_MAX,
+    KcpListener,
+    KcpPlugin,
+    KcpSession,
+)
 from uservpn.links.stream import stream_caps
-from uservpn.wire.header import HeaderCodec
+from uservpn.wire.constants import Kind
+from uservpn.wire.header import HeaderCodec, pack_fields
 from uservpn.wire.keys import KeyRing
 
 
@@ -212,3 +227,264 @@ def test_anything_else_is_foreign(size):
     sealed[-1] ^= 1
     assert codec.open_datagram(bytes(sealed)) is None
     assert codec.open(codec.seal_datagram(bytes(28))) is None, "a datagram is no header"
+
+
+# --- who gets an answer --------------------------------------------------------------------------
+
+
+class Recording(KcpListener):
+    """Keeps what came."""
+
+    def __init__(self, codec, owner) -> None:
+        super().__init__(codec, owner)
+        self.came: list[bytes] = []
+
+    def datagram_received(self, data, addr) -> None:
+        self.came.append(data)
+        super().datagram_received(data, addr)
+
+
+async def _within(is_so: Callable[[], bool], seconds: float = 20) -> None:
+    async with asyncio.timeout(seconds):
+        while not is_so():
+            await asyncio.sleep(0.005)
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_a_replay_draws_no_answer_and_harms_no_session(run, monkeypatch) -> None:
+    """With real nodes: recordings of all that a client sent, again and again, from other ports."""
+
+    async def main() -> None:
+        monkeypatch.setattr(kcp, "KcpListener", Recording)
+        server = make_driver({}, 1, {})
+        listener = await KcpPlugin().serve(
+            Endpoint("kcp", "127.0.0.1", 0), server.node.codec, server
+        )
+        port = listener._transport.get_extra_info("sockname")[1]
+        client = make_driver({"kcp": KcpPlugin()}, 7, {1: (f"kcp://127.0.0.1:{port}",)})
+        client.start()
+        await _within(lambda: 7 in server.node.peers and bool(server.links))
+        (link,) = server.links.values()
+        await _within(lambda: server.link_is_proved(link) and link.session.held() == 0)
+        strangers = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(300)]
+        try:
+            recorded = listener.came[:8]
+            assert recorded
+            due = len(listener.came)
+            for number, stranger in enumerate(strangers):
+                stranger.setblocking(False)
+                stranger.connect(("127.0.0.1", port))
+                for data in recorded:
+                    stranger.send(data)
+                due += len(recorded)
+                if number % 10 == 9:  # no more than a socket's buffer holds
+                    await _within(lambda: len(listener.came) >= due)  # noqa: B023
+            await asyncio.sleep(0.3)
+            for stranger in strangers:
+                with pytest.raises(BlockingIOError):
+                    stranger.recv(2048)
+            assert len(listener._sessions) <= 1 + UNPROVED_MAX
+            assert link.session in listener._sessions.values() and link.id in server.links
+            heard = link.bytes_in
+            next(iter(client.links.values())).session.writelines([b"x"])
+            await _within(lambda: link.bytes_in > heard)
+        finally:
+            for stranger in strangers:
+                stranger.close()
+            await client.close()
+            await server.close()
+            listener._transport.abort()
+
+    run(main())
+
+
+class Judge:
+    """An owner that answers, or proves, what it chooses."""
+
+    def __init__(self) -> None:
+        self.last_id = 0
+        self.opened: list = []
+        self.closed: list = []
+        self.proved: set = set()
+        self.on_message: Callable = lambda link: None
+
+    def new_link_id(self) -> int:
+        self.last_id += 1
+        return self.last_id
+
+    def link_opened(self, link) -> None:
+        self.opened.append(link)
+
+    def link_runs(self, link, runs) -> None:
+        self.on_message(link)
+
+    def link_progress(self, link) -> None: ...
+
+    def link_is_proved(self, link) -> bool:
+        return link in self.proved
+
+    def link_closed(self, link, reason) -> None:
+        self.closed.append(link)
+
+
+class Sink:
+    """A socket of which only the datagrams count that were sent."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[bytes, object]] = []
+
+    def sendto(self, data, addr) -> None:
+        self.sent.append((data, addr))
+
+    def get_extra_info(self, name):
+        return ("127.0.0.1", 1)
+
+    def close(self) -> None: ...
+
+
+class Listening:
+    """A listener, and the sealed datagrams of dialled sessions, which are brought to it by hand."""
+
+    def __init__(self) -> None:
+        self.codec = HeaderCodec(KeyRing([bytes(32)]))
+        self.judge, self.sink = Judge(), Sink()
+        self.listener = KcpListener(self.codec, self.judge)
+        self.listener.connection_made(self.sink)
+
+    def message(self) -> list[bytes]:
+        return [self.codec.seal(pack_fields(Kind.DATA, 9, 1, 5, 5, 1, b"\0\0\0")), b"hello"]
+
+    async def segments(self, conversation: int, count: int = 1) -> list[bytes]:
+        """The datagrams of a session that writes so many messages, and hears nothing."""
+        sent: list[bytes] = []
+        session = KcpSession(conversation, sent.append, lambda: None)
+        for _ in range(count):
+            session.writelines(self.message())
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        session.abort()
+        assert len(sent) == count
+        return sent
+
+    def bring(self, segments: bytes, place: int = 1) -> None:
+        self.listener.datagram_received(self.codec.seal_datagram(segments), ("127.0.0.1", place))
+
+    def close(self) -> None:
+        for session in list(self.listener._sessions.values()):
+            session.abort()
+
+
+@pytest.mark.parametrize("how", ["answered", "proved", "neither"])
+def test_a_session_is_acknowledged_once_it_is_answered_or_proved(how) -> None:
+    async def main() -> None:
+        bench = Listening()
+        if how == "answered":
+            bench.judge.on_message = lambda link: link.send(bench.message())
+        elif how == "proved":
+            bench.judge.on_message = bench.judge.proved.add
+        (first,) = await bench.segments(7)
+        bench.bring(first)
+        await asyncio.sleep(0.05)
+        assert bool(bench.sink.sent) == (how != "neither")
+        if how == "answered":  # in one datagram with its acknowledgement
+            opened = bench.codec.open_datagram(bench.sink.sent[0][0])
+            assert opened is not None and len(opened) > 2 * HEAD + 48
+        bench.close()
+
+    uvloop.run(main())
+
+
+def test_one_that_is_proved_later_is_acknowledged_with_what_comes_next() -> None:
+    async def main() -> None:
+        bench = Listening()
+        (first,) = await bench.segments(7)
+        bench.bring(first)
+        await asyncio.sleep(0.02)
+        assert not bench.sink.sent
+        bench.judge.proved.update(bench.judge.opened)
+        bench.bring(first)  # again, since it was not acknowledged
+        await asyncio.sleep(0.02)
+        assert bench.sink.sent
+        bench.close()
+
+    uvloop.run(main())
+
+
+def test_only_the_first_segment_of_a_stream_begins_a_session() -> None:
+    """Behind a restart of the listener, or out of a recording: what is missing before it never comes."""
+
+    async def main() -> None:
+        bench = Listening()
+        first, second, third = await bench.segments(7, 3)
+        for datagram in (third, second):
+            bench.bring(datagram)
+        assert not bench.judge.opened
+        got: list = []
+        bench.judge.on_message = got.append
+        for datagram in (first, second):
+            bench.bring(datagram)
+        assert len(bench.judge.opened) == 1 and len(got) == 2
+        bench.close()
+
+    uvloop.run(main())
+
+
+def test_who_is_not_answered_cannot_fill_the_memory() -> None:
+    async def main() -> None:
+        bench = Listening()
+        first, *_, later = await bench.segments(7, 3)
+        bench.bring(first)
+        for _ in range(MUTE_MAX // len(later) + 1):
+            bench.bring(later)
+        await asyncio.sleep(0)
+        assert not bench.listener._sessions and bench.judge.closed == bench.judge.opened
+        bench.bring(first)  # a genuine one is sent again, and begins anew
+        assert len(bench.listener._sessions) == 1
+        bench.close()
+
+    uvloop.run(main())
+
+
+def test_replays_take_the_place_of_nobody_who_was_answered_or_is_proved() -> None:
+    async def main() -> None:
+        bench = Listening()
+        (first,) = await bench.segments(7)
+        judge = bench.judge
+        judge.on_message = judge.proved.add
+        bench.bring(first, 1)
+        judge.on_message = lambda link: link.send(bench.message())
+        bench.bring(first, 2)
+        judge.on_message = lambda link: None
+        proved, answered = judge.opened
+        for place in range(3, 3 + 3 * UNPROVED_MAX):
+            bench.bring(first, place)
+        await asyncio.sleep(0)
+        assert len(bench.listener._sessions) == UNPROVED_MAX + 1
+        assert proved not in judge.closed and answered not in judge.closed
+        assert judge.closed == judge.opened[2 : 2 + len(judge.closed)], "the oldest ones ended"
+        bench.close()
+
+    uvloop.run(main())
+
+
+def test_a_proved_session_ends_only_for_another_proved_one(monkeypatch) -> None:
+    async def main() -> None:
+        monkeypatch.setattr(kcp, "SESSIONS_MAX", 10)
+        bench = Listening()
+        (first,) = await bench.segments(7)
+        judge = bench.judge
+        judge.on_message = judge.proved.add
+        for place in range(12):
+            bench.bring(first, place)
+        judge.on_message = lambda link: None
+        for place in range(12, 12 + 2 * UNPROVED_MAX):
+            bench.bring(first, place)
+        await asyncio.sleep(0)
+        living = [
+            link for link in judge.opened if link in judge.proved and link not in judge.closed
+        ]
+        assert living == judge.opened[2:12]
+        assert len(bench.listener._sessions) <= 10 + UNPROVED_MAX
+        bench.close()
+
+    uvloop.run(main())

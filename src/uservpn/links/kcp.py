@@ -8,6 +8,11 @@ KCP has no congestion control that stands random loss. So it gets no more here t
 it tells of its segments (links/pipe.py); its own window, which a single missing segment stops, is far wider.
 Sessions are named by the dialler's random conversation number and both addresses; a session that stays
 silent is given up by the node.
+
+Whoever recorded a genuine datagram can send it again, from anywhere, and it opens. So an accepted session
+sends nothing, no acknowledgement either, before the node answers or knows whose it is: the node judges what
+comes at once, and its answer carries the acknowledgement. Sessions of which nobody has proved to be the owner
+are bounded; those that had no answer go first.
 """
 
 from __future__ import annotations
@@ -46,7 +51,13 @@ MANY: Final = 64
 SEND_MAX: Final = 64 * (MTU - HEAD)
 """KCP takes no more than 128 segments at a time."""
 SESSIONS_MAX: Final = 1024
-"""Accepted sessions of one listener; for one more the oldest ends."""
+"""Proved sessions of one listener; for one more the oldest ends."""
+UNPROVED_MAX: Final = 128
+"""Accepted ones beside them that nobody has proved to be his."""
+MUTE_MAX: Final = 64 << 10
+"""A session that may not answer yet ends after so many bytes. None is lost: none was acknowledged."""
+PUSH: Final = 81
+"""The kind of a segment with bytes of the stream."""
 PAD_BELOW: Final = 512
 PAD_MAX: Final = 127
 """Datagrams with less than PAD_BELOW bytes of segments get up to PAD_MAX bytes more."""
@@ -78,10 +89,19 @@ class KcpSession:
     """One conversation: KCP on one side, a StreamLink on the other, whose transport it is."""
 
     def __init__(
-        self, conversation: int, put: Callable[[bytes], None], ended: Callable[[], None]
+        self,
+        conversation: int,
+        put: Callable[[bytes], None],
+        ended: Callable[[], None],
+        is_proved: Callable[[], bool] | None = None,
     ) -> None:
+        """`is_proved` is given for an accepted one: is it known whose it is?"""
         self._put = put
         self._ended = ended
+        self._is_proved = is_proved
+        self.is_mute = is_proved is not None
+        """Nothing may leave yet, no acknowledgement either."""
+        self._heard = 0  # bytes, while it is mute
         self._loop = asyncio.get_running_loop()
         self._kcp = kcp = siokcp.KCPConnection(conversation, self._output, _no_log)
         kcp.stream = 1
@@ -116,6 +136,7 @@ class KcpSession:
 
     def writelines(self, batch: Sequence[Buffer]) -> None:
         """Queues a batch; it leaves at the end of this turn."""
+        self.is_mute = False
         data = memoryview(b"".join(batch))
         for start in range(0, len(data), SEND_MAX):
             self._kcp.send(data[start : start + SEND_MAX])
@@ -178,7 +199,17 @@ class KcpSession:
         while (data := self._kcp.next_event()) is not None:
             if self.link is not None:
                 self.link.feed(data)
-        self._answer_soon()
+        if not self._stays_mute(len(segments)):
+            self._answer_soon()
+
+    def _stays_mute(self, size: int) -> bool:
+        """`size` bytes more were judged by the owner: may they still not be answered?"""
+        if self.is_mute and self._is_proved is not None:
+            self._heard += size
+            self.is_mute = not self._is_proved()
+            if self.is_mute and self._heard > MUTE_MAX:
+                self.abort()
+        return self.is_mute
 
     def _output(self, segments: bytes) -> int:
         if len(segments) > MTU // 2:  # others are acknowledgements, or a short segment
@@ -217,7 +248,7 @@ class KcpSession:
 
     def _update(self, is_news: bool) -> None:
         """KCP's clock: sends, resends, acknowledges; comes back when it has to."""
-        if self._is_closed:
+        if self._is_closed or self.is_mute:
             return
         kcp = self._kcp
         # KCP's own time-out follows the round trip's variance, which a queue outruns: then all is sent twice
@@ -283,6 +314,7 @@ class KcpListener(asyncio.DatagramProtocol):
         self._codec = codec
         self._owner = owner
         self._sessions: OrderedDict[tuple[Any, int], KcpSession] = OrderedDict()
+        self._unproved: dict[tuple[Any, int], KcpSession] = {}  # oldest first
         self._transport: asyncio.DatagramTransport | None = None
         self._is_closing = False
 
@@ -293,11 +325,13 @@ class KcpListener(asyncio.DatagramProtocol):
     def datagram_received(self, data: bytes, addr: Any) -> None:
         """To its session, or to a new one. Foreign ones have no effect and no answer."""
         segments = self._codec.open_datagram(data)
-        if segments is None or len(segments) < 24:
+        if segments is None or len(segments) < HEAD:
             return
         name = addr, siokcp.getconv(segments)
         session = self._sessions.get(name)
         if session is None:
+            if self._is_closing or not _is_first(segments):
+                return
             session = self._accept(*name)
         session.receive(segments)
 
@@ -310,29 +344,51 @@ class KcpListener(asyncio.DatagramProtocol):
         self._close_if_empty()
 
     def _accept(self, addr: Any, conversation: int) -> KcpSession:
-        while len(self._sessions) >= SESSIONS_MAX:
-            next(iter(self._sessions.values())).abort()
-        transport, codec = self._transport, self._codec
+        self._make_place()
+        transport, codec, owner = self._transport, self._codec, self._owner
         assert transport is not None
-        session = self._sessions[addr, conversation] = KcpSession(
+        name = addr, conversation
+        link = KcpLink(codec, owner, accepted=True)
+        session = self._sessions[name] = self._unproved[name] = KcpSession(
             conversation,
             lambda data: transport.sendto(_sealed(codec, data), addr),
-            lambda: self._forget((addr, conversation)),
+            lambda: self._forget(name),
+            lambda: owner.link_is_proved(link),
         )
-        link = session.link = KcpLink(self._codec, self._owner, accepted=True)
+        session.link = link
         link.session = session
         link.local = _name(transport.get_extra_info("sockname"))
         link.remote = _name(addr)
         link.connection_made(cast("asyncio.BaseTransport", session))
         return session
 
+    def _make_place(self) -> None:
+        """Fewer than UNPROVED_MAX sessions are of nobody. A proved one ends only for another proved one."""
+        if len(self._unproved) < UNPROVED_MAX:
+            return
+        for name, session in list(self._unproved.items()):
+            if session.link is not None and self._owner.link_is_proved(session.link):
+                del self._unproved[name]
+        while len(self._unproved) >= UNPROVED_MAX:
+            unproved = self._unproved.values()
+            next((s for s in unproved if s.is_mute), next(iter(unproved))).abort()
+        while len(self._sessions) - len(self._unproved) > SESSIONS_MAX:
+            proved = (s for name, s in self._sessions.items() if name not in self._unproved)
+            next(proved).abort()
+
     def _forget(self, name: tuple[Any, int]) -> None:
         self._sessions.pop(name, None)
+        self._unproved.pop(name, None)
         self._close_if_empty()
 
     def _close_if_empty(self) -> None:
         if self._is_closing and not self._sessions and self._transport is not None:
             self._transport.close()
+
+
+def _is_first(segments: bytes) -> bool:
+    """Do they begin with the first segment of a stream? Only that one begins a session."""
+    return segments[4] == PUSH and not any(segments[12:16])
 
 
 def _sealed(codec: HeaderCodec, segments: bytes) -> bytes:
