@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import weakref
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -488,3 +489,26 @@ def test_a_proved_session_ends_only_for_another_proved_one(monkeypatch) -> None:
         bench.close()
 
     uvloop.run(main())
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_the_memory_of_a_session_that_ended_is_free_at_once(run) -> None:
+    """KCP's own object is not seen by the garbage collector: a circle through it would stay for ever."""
+
+    async def main() -> None:
+        bench = Listening()
+        (first,) = await bench.segments(7)
+        bench.bring(first)
+        (link,) = bench.judge.opened
+        known = [weakref.ref(link), weakref.ref(link.session)]
+        link.close()
+        await asyncio.sleep(0.01)
+        assert bench.judge.closed == [link]
+        assert (link.room(), link.unacknowledged_below(), link.below()) == (0, 0, None)
+        link.send(bench.message())
+        bench.judge.opened.clear()
+        bench.judge.closed.clear()
+        del link
+        assert [ref() for ref in known] == [None, None]
+
+    run(main())

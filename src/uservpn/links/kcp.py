@@ -150,8 +150,15 @@ class KcpSession:
                 if handle is not None:
                     handle.cancel()
             self._ended()
-            if self.link is not None:
-                self._loop.call_soon(self.link.connection_lost, None)
+            self._loop.call_soon(self._part)
+
+    def _part(self) -> None:
+        """The link is told. Circles through KCP's object, of which the collector knows nothing, are cut."""
+        link, self.link = self.link, None
+        if link is not None:
+            link.connection_lost(None)
+            link.session = None
+        del self._kcp  # it knows where its output goes
 
     # --- what KCP tells --------------------------------------------------------------------------
 
