@@ -92,6 +92,33 @@ def test_a_mesh_on_one_machine_uses_its_loopback():
     assert client.node.peers[2].contact.endpoints == good
 
 
+ELSEWHERE = "wss://203.0.113.7:443/some/way"
+
+
+def test_a_server_behind_a_web_server_dials_nobody_on_its_machine():
+    """It listens on loopback for the web server alone, and others see it elsewhere."""
+    own = Record(7, 1000, endpoints=(Known(EndpointKind.FIXED, ELSEWHERE),))
+    client, dialled = _dialled_for({1: ("sim://10.0.0.1:1",)}, record=own)
+    assert dialled == ("sim://203.0.113.2:9",)
+    client.node.moved([], [], 3.0, is_on_loopback=True)
+    assert client.node.peers[2].contact.endpoints == ("sim://203.0.113.2:9",)
+
+
+@pytest.mark.parametrize("own", [(), (ELSEWHERE,)])
+def test_a_link_that_a_web_server_handed_on_is_no_peer_on_this_machine(own):
+    world = World()
+    fixed = tuple(Known(EndpointKind.FIXED, endpoint) for endpoint in own)
+    server = world.add(1, record=Record(1, 1000, endpoints=fixed))
+    texts = ("sim://127.0.0.1:9", "sim://203.0.113.2:9")
+    places = tuple(Known(EndpointKind.FIXED, text) for text in texts)
+    record = Record(2, 1000, roles=Role.SERVER, endpoints=places)
+    world.add(2, {1: ("sim://10.0.0.1:1",)}, record=record).address = "sim://127.0.0.1:4000"
+    world.run(3)
+    (state,) = server.node.peers[2].contact.links
+    assert not state.dialled and server.node.links[state.link].remote == "sim://127.0.0.1:4000"
+    assert server.node.peers[2].contact.endpoints == (texts[1:] if own else texts)
+
+
 def test_what_the_owner_configures_is_dialled_wherever_it_is():
     client, _ = _dialled_for({1: ("sim://10.0.0.1:1",), 2: ("sim://169.254.7.7:1",)})
     assert client.node.peers[2].contact.endpoints == ("sim://169.254.7.7:1", "sim://203.0.113.2:9")

@@ -239,12 +239,18 @@ class Reach:
         return scope is Scope.BEYOND or (scope is Scope.MACHINE and self._shares_machine(peer))
 
     def _shares_machine(self, peer: Peer) -> bool:
-        """Can this peer be on our machine? Where we are reached, start from, or are linked to it there."""
+        """Can this peer be on our machine? Where we are reached, start from, or are linked to it there.
+
+        Where we are reached from elsewhere too, a web server here may hand that on to where we listen.
+        """
         table = self._table
-        remotes = (table.links[state.link].remote for state in peer.contact.links)
+        is_apart = not all(is_here(place.endpoint) for place in (*self._fixed, *self._local))
+        links = (state for state in peer.contact.links if state.dialled or not is_apart)
+        remotes = (table.links[state.link].remote for state in links)
         places = (place.endpoint for place in self._fixed)
         servers = (endpoint for endpoints in table.servers.values() for endpoint in endpoints)
-        return self._is_on_loopback or any(map(is_here, chain(remotes, places, servers)))
+        is_on_loopback = self._is_on_loopback and not is_apart
+        return is_on_loopback or any(map(is_here, chain(remotes, places, servers)))
 
     def _ask(self, peer: Peer, link: LinkId) -> None:
         payload = bytes((Code.ASK,)) + self._table.padding()
