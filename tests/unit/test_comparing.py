@@ -234,6 +234,17 @@ def test_a_link_that_lost_most_and_fell_silent_comes_back_by_a_comparison_only(c
     assert flow.compare({UDP: 5e6, TCP: 5e6}) == UDP
 
 
+def test_throttled_datagrams_are_compared_with_tcp_not_with_kcp_which_is_throttled_as_well():
+    KCP = 8
+    flow = Flow()
+    state = LinkState(KCP, "kcp", True, "kcp://x", 0.0, 0.0, 0.0)
+    state.rtt_s = 0.1
+    path = Path(KCP, None, 0.1)
+    path.is_costly = True
+    flow.links = [(state, path), *flow.links]
+    assert flow.compare({UDP: 1e5, KCP: 1e5, TCP: 5e6}) == TCP
+
+
 # --- what is no comparison -----------------------------------------------------------------------
 
 AGAIN = 6

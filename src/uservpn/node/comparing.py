@@ -64,6 +64,12 @@ SOME: Final = 0.1
 """One that delivers less than that of what the link in use does is still throttled."""
 
 
+def _cheapest(links: Sequence[Pair], is_lossy: bool) -> Pair | None:
+    """The first of these that loses messages, or does not; KCP is throttled with UDP, so it comes last."""
+    alike = [pair for pair in links if pair[1].is_lossy == is_lossy]
+    return min(alike, key=lambda pair: pair[1].is_costly, default=None)
+
+
 class Part(enum.Enum):
     """What the other link gets."""
 
@@ -175,7 +181,7 @@ class Comparing:
         """
         if self.preferred is None or any(state.link == self.preferred for state, _ in links):
             return
-        alike = self._alike(links)
+        alike = _cheapest(links, self._is_lossy)
         if alike is not None:
             self.preferred = alike[0].link
             self._at = None
@@ -188,10 +194,7 @@ class Comparing:
         for pair in able:
             if pair[0].link == self.preferred:
                 return pair
-        return self._alike(able)
-
-    def _alike(self, links: Sequence[Pair]) -> Pair | None:
-        return next((pair for pair in links if pair[1].is_lossy == self._is_lossy), None)
+        return _cheapest(able, self._is_lossy)
 
     def fell_silent(self, path: Path, to: Pair, now: float) -> None:
         """The link in use was left for another one.
@@ -250,14 +253,15 @@ class Comparing:
         is_due = now >= max(self._at, self._busy_since + STEADY_S)
         if not is_due and not self._is_hurried(used[1], now):
             return False
-        for state, path in able:
-            if path.is_lossy != used[1].is_lossy:
-                path.look_anew()
-                rtt_s = max(path.rtt_s or state.rtt_s or 0.0, used[1].rtt_s or 0.0)
-                self._trial = trial = _Trial(used[0].link, state.link, rtt_s, now)
-                trial.until += trial.start_s
-                return True
-        return False
+        other = _cheapest(able, not used[1].is_lossy)
+        if other is None:
+            return False
+        state, path = other
+        path.look_anew()
+        rtt_s = max(path.rtt_s or state.rtt_s or 0.0, used[1].rtt_s or 0.0)
+        self._trial = trial = _Trial(used[0].link, state.link, rtt_s, now)
+        trial.until += trial.start_s
+        return True
 
     def _is_hurried(self, path: Path, now: float) -> bool:
         """Does the link in use do so badly that it is compared before it is due?"""
