@@ -212,16 +212,13 @@ def test_a_low_rate_from_a_burst_is_looked_for_anew_when_bulk_comes_and_not_whil
         assert not pipe._bbr.is_starting
 
 
-@pytest.mark.parametrize("is_always", [False, True])
-def test_bursts_over_a_slow_path_make_a_queue_once_and_not_each_time(is_always):
-    """A page every three seconds at 1 Mbit/s: its rate is looked for again from what is known on."""
-    kernel = Kernel(125e3, 0.05, is_greedy=True)
-    pipe = Pipe(is_always)
-    left, worst = 0, 0.0
-    for step in range(21_000):
+def _bursts(pipe: Pipe, kernel: Kernel, burst: int, every_ms: int, steps: int):
+    """A burst now and then, and a little all the time; yields each millisecond, when it is over."""
+    left = 0
+    for step in range(steps):
         kernel.step()
-        if step % 3000 == 0:
-            left = 125_000
+        if step % every_ms == 0:
+            left = burst
         if pipe.is_due(kernel.now):
             pipe.look(kernel.now, kernel.below())
         size = min(pipe.room, left or (100 if step % 100 == 0 else 0))
@@ -229,6 +226,15 @@ def test_bursts_over_a_slow_path_make_a_queue_once_and_not_each_time(is_always):
             pipe.took(size)
             kernel.unsent += size
             left = max(0, left - size)
+        yield step
+
+
+@pytest.mark.parametrize("is_always", [False, True])
+def test_bursts_over_a_slow_path_make_a_queue_once_and_not_each_time(is_always):
+    """A page every three seconds at 1 Mbit/s: its rate is looked for again from what is known on."""
+    kernel = Kernel(125e3, 0.05, is_greedy=True)
+    worst = 0.0
+    for step in _bursts(Pipe(is_always), kernel, 125_000, 3000, 21_000):
         if step >= 6000:
             worst = max(worst, kernel.queue / kernel.rate)
     assert worst < 0.2
@@ -241,19 +247,8 @@ def test_small_bursts_over_a_slow_path_make_a_queue_once_though_a_start_has_room
 ):
     """31 KB every four seconds, and a little all the time, at 128 and 256 kbit/s: the queue is its own."""
     kernel = SmoothingKernel(rate, 0.05, is_greedy=True)
-    pipe = Pipe(is_always)
-    left, worst = 0, 0.0
-    for step in range(32_000):
-        kernel.step()
-        if step % 4000 == 0:
-            left = 31_000
-        if pipe.is_due(kernel.now):
-            pipe.look(kernel.now, kernel.below())
-        size = min(pipe.room, left or (100 if step % 100 == 0 else 0))
-        if size > 0:
-            pipe.took(size)
-            kernel.unsent += size
-            left = max(0, left - size)
+    worst = 0.0
+    for step in _bursts(Pipe(is_always), kernel, 31_000, 4000, 32_000):
         if step >= 8000:
             worst = max(worst, (kernel.queue + kernel.unsent) / kernel.rate)
     assert worst * rate < 12_000, "what it was all of: 31 KB, a second and more"
