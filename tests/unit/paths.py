@@ -138,12 +138,16 @@ class End:
                     event.stream.owner()
             if not batch and not events:
                 break
-        due = tunnel.next_deadline()
-        if due is not None:
-            when = max(due, now + TICK_S)
-            if self._timer_at is None or self._timer_at <= now or when < self._timer_at:
-                self._timer_at = when
-                self.clock.at(when, self._on_timer)
+        self._set_timer(tunnel.next_deadline())
+
+    def _set_timer(self, due: float | None) -> None:
+        if due is None:
+            return
+        now = self.clock.now
+        when = max(due, now + TICK_S)
+        if self._timer_at is None or self._timer_at <= now or when < self._timer_at:
+            self._timer_at = when
+            self.clock.at(when, self._on_timer)
 
     def _on_timer(self) -> None:
         if self._timer_at is not None and self._timer_at <= self.clock.now:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from paths import Conditions
-from two_links import TCP, UDP, Settled, TwoLinks, direct_links
-from uservpn.mesh.liveness import LinkState
+from two_links import TCP, UDP, Settled, TwoLinks, direct_links, state_of
 from uservpn.node.comparing import COUNT_S, EVERY_S, FIRST_S, HURRY_S, START_S, STEADY_S, Comparing
 from uservpn.node.scheduling import Schedule
 from uservpn.tunnel.bbr import Bbr
@@ -112,6 +111,10 @@ def test_a_link_that_is_still_throttled_a_little_stays_left_although_it_was_trie
     flow.shares.clear()
     assert flow.compare({UDP: 1e6, TCP: 4e6}) == TCP
     assert "udp" in flow.shares and flow.shares[-1] == "tcp"
+    flow.alone = {}
+    assert (
+        flow.run(4.0, {UDP: 3e6, TCP: 1.5e6}) == UDP
+    )  # it is the other one's rate that has fallen now
 
 
 def test_a_link_that_is_still_throttled_to_next_to_nothing_is_not_tried_alone():
@@ -229,7 +232,7 @@ def test_a_link_that_lost_most_and_fell_silent_comes_back_by_a_comparison_only(c
     flow = Flow()
     flow.run(1.0, {UDP: 5e6, TCP: 5e6})
     flow.path.choked_rounds = choked
-    flow.comparing.fell_silent(flow.path, flow.links[0], flow.now)
+    flow.comparing.fell_silent(flow.path, flow.links[0][1], flow.now)
     assert flow.comparing.preferred == (TCP if choked else None)
     assert flow.compare({UDP: 5e6, TCP: 5e6}) == UDP
 
@@ -237,8 +240,7 @@ def test_a_link_that_lost_most_and_fell_silent_comes_back_by_a_comparison_only(c
 def test_throttled_datagrams_are_compared_with_tcp_not_with_kcp_which_is_throttled_as_well():
     KCP = 8
     flow = Flow()
-    state = LinkState(KCP, "kcp", True, "kcp://x", 0.0, 0.0, 0.0)
-    state.rtt_s = 0.1
+    state = state_of(KCP, "kcp")
     path = Path(KCP, None, 0.1)
     path.is_costly = True
     flow.links = [(state, path), *flow.links]
@@ -252,8 +254,7 @@ AGAIN = 6
 
 def _dialled_anew(flow: Flow) -> None:
     """The connection ended, and another one stands in its place."""
-    state = LinkState(AGAIN, "tcp", True, "tcp://x", flow.now, flow.now, flow.now)
-    state.rtt_s = 0.1
+    state = state_of(AGAIN, "tcp", now=flow.now)
     datagrams = next(pair for pair in flow.links if pair[0].link == UDP)
     flow.links = [(state, Path(AGAIN, None, 0.1)), datagrams]
 
@@ -295,8 +296,7 @@ def test_what_was_counted_of_a_link_that_ended_says_nothing_of_the_next_one():
     flow.comparing._at = 0.0
     flow.run(1.0 + START_S + 0.9 * COUNT_S, {UDP: 5e6, TCP: 1e6})
     assert flow.shares[-1] == "udp+tcp"
-    state = LinkState(AGAIN, "udp", True, "udp://x", flow.now, flow.now, flow.now)
-    state.rtt_s = 0.1
+    state = state_of(AGAIN, "udp", now=flow.now)
     flow.links = [flow.links[0], (state, Path(AGAIN, Settled(), 0.1))]
     assert flow.run(1.0, {AGAIN: 5e6, TCP: 1e6}) == AGAIN
     assert flow.comparing.preferred is None

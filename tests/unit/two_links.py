@@ -6,7 +6,7 @@ import random
 from collections import deque
 from functools import partial
 
-from paths import SIZE_MAX, TICK_S, WIRE, Bottleneck, Clock, Conditions, End
+from paths import SIZE_MAX, WIRE, Bottleneck, Clock, Conditions, End
 from references import Cubic
 from uservpn.mesh.liveness import LinkState
 from uservpn.node.scheduling import Schedule
@@ -28,13 +28,18 @@ class Settled(Bbr):
         self.pace = 1e6
 
 
+def state_of(link: int, protocol: str, rtt_s: float = 0.1, now: float = 0.0) -> LinkState:
+    """A link that was dialled and has just been heard."""
+    state = LinkState(link, protocol, True, f"{protocol}://x", now, now, now)
+    state.rtt_s = rtt_s
+    return state
+
+
 def direct_links(rtt_s: float = 0.1) -> list[tuple[LinkState, Path]]:
-    found = []
-    for link, protocol in ((TCP, "tcp"), (UDP, "udp")):
-        state = LinkState(link, protocol, True, f"{protocol}://x", 0.0, 0.0, 0.0)
-        state.rtt_s = rtt_s
-        found.append((state, Path(link, Settled() if protocol == "udp" else None, rtt_s)))
-    return found
+    return [
+        (state_of(TCP, "tcp", rtt_s), Path(TCP, None, rtt_s)),
+        (state_of(UDP, "udp", rtt_s), Path(UDP, Settled(), rtt_s)),
+    ]
 
 
 class Connection:
@@ -47,7 +52,6 @@ class Connection:
     def __init__(self, clock: Clock, bottleneck: Bottleneck, rtt_s: float, deliver) -> None:
         self.clock, self.bottleneck, self.rtt_s, self.deliver = clock, bottleneck, rtt_s, deliver
         self.cubic = Cubic(10 * self.MSS, self.MSS)
-        self._queued = 0
         self._inflight = 0
         self._messages: deque = deque()
         self._end = 0
@@ -131,11 +135,9 @@ class TwoLinkEnd(End):
         self.tunnel.path_up(self.tcp, False)
         self.schedule = Schedule()
         self.links = [
-            (LinkState(path.link, name, True, f"{name}://x", 0.0, 0.0, 0.0), path)
+            (state_of(path.link, name, rtt_s), path)
             for path, name in ((self.tcp, "tcp"), (udp, "udp"))
         ]
-        for state, _ in self.links:
-            state.rtt_s = rtt_s
         self._by_link = {state.link: path for state, path in self.links}
         self.connection: Connection | None = None
         self.is_throttled = False
@@ -205,14 +207,6 @@ class TwoLinkEnd(End):
                 break
         due = tunnel.next_deadline()
         self._set_timer(min(due or now + 0.01, now + 0.01) if tunnel.has_bulk() else due)
-
-    def _set_timer(self, due: float | None) -> None:
-        if due is None:
-            return
-        when = max(due, self.clock.now + TICK_S)
-        if self._timer_at is None or self._timer_at <= self.clock.now or when < self._timer_at:
-            self._timer_at = when
-            self.clock.at(when, self._on_timer)
 
 
 class TwoLinks:

@@ -196,14 +196,13 @@ class Comparing:
                 return pair
         return _cheapest(able, self._is_lossy)
 
-    def fell_silent(self, path: Path, to: Pair, now: float) -> None:
+    def fell_silent(self, path: Path, to: Path, now: float) -> None:
         """The link in use was left for another one.
 
         If it had lost most before, only a comparison brings it back, not the time that a silence costs.
         """
-        if path.choked_rounds >= CHOKED_ROUNDS and to[1].is_lossy != path.is_lossy:
-            self._is_lossy = to[1].is_lossy
-            self._end_changed(to[0].link, now)
+        if path.choked_rounds >= CHOKED_ROUNDS and to.is_lossy != path.is_lossy:
+            self._end_changed(to, self._rate, now)
         self._trial = None
 
     def other(
@@ -296,39 +295,35 @@ class Comparing:
 
     def _judge(self, trial: _Trial, used: Path, other: Path, now: float) -> None:
         """The counting is over."""
-        ours, theirs = used.delivered - trial.ours, other.delivered - trial.theirs
-        is_return = self._is_return(used)
-        took_s = max(now - trial.counted_at, 1e-3)
+        took_s = now - trial.counted_at
         if trial.busy_s < BUSY * trial.count_s:
             self._end_unclear(now)
             return
-        self._rate = (ours if trial.phase is _Phase.COUNT else theirs) / took_s
-        if trial.phase is _Phase.ALONE_COUNT:
-            if theirs > NEARLY * trial.together * took_s:
-                self._end_changed(None, now)
-            else:
-                self._end_unchanged(now)
-        elif not is_return and theirs > FAR_MORE * ours:
-            self._is_lossy = other.is_lossy
-            self._rate = theirs / took_s
-            self._end_changed(trial.link, now)
-        elif is_return and theirs > NEARLY * ours:
-            self._rate = theirs / took_s
-            self._end_changed(None, now)
-        elif is_return and theirs > SOME * ours:
-            trial.together = (ours + theirs) / took_s
+        is_return = self._is_return(used)
+        is_beside = trial.phase is _Phase.COUNT
+        ours = (used.delivered - trial.ours) / took_s if is_beside else trial.together
+        theirs = (other.delivered - trial.theirs) / took_s
+        if theirs > (NEARLY if is_return else FAR_MORE) * ours:
+            self._end_changed(None if is_return else other, theirs, now)
+        elif is_return and is_beside and theirs > SOME * ours:
+            trial.together = ours + theirs
             trial.phase = _Phase.ALONE_DRAIN
             trial.until = now + DRAIN_RTTS * trial.rtt_s
         else:
+            self._rate = ours
             self._end_unchanged(now)
 
     def _is_return(self, used: Path) -> bool:
         """Did the link in use take over from the other kind, which is to come back?"""
         return self.preferred is not None and used.is_lossy == self._is_lossy
 
-    def _end_changed(self, preferred: LinkId | None, now: float) -> None:
+    def _end_changed(self, winner: Path | None, rate: float, now: float) -> None:
+        """From now on the `winner` carries, or what did before there was one, at this rate."""
         self._end(now, EVERY_S)
-        self.preferred = preferred
+        self.preferred = None
+        if winner is not None:
+            self.preferred, self._is_lossy = winner.link, winner.is_lossy
+        self._rate = rate
         self._every_s = EVERY_S
         self._again_s = FIRST_S
 

@@ -171,11 +171,10 @@ class Schedule:
             connections = _express(used[1], able)
             if choice.path is not used[1] and not connections:
                 connections = [used]  # only bulk is there to try a link with
-            for pair in connections:
-                if choice.express is not None:
-                    choice.again = pair[0].link
-                    break
-                choice.express = pair
+            if connections:
+                choice.express = connections[0]
+            if len(connections) > 1:
+                choice.again = connections[1][0].link
         if choice.left is None:
             choice.ask = ask
         return choice
@@ -205,7 +204,7 @@ class Schedule:
 
     def _move(self, state: LinkState, path: Path, to: tuple[LinkState, Path], now: float) -> Choice:
         """Away from a silent link to one that was heard since: a silence of that one is over."""
-        self.comparing.fell_silent(path, to, now)
+        self.comparing.fell_silent(path, to[1], now)
         self.put_away(state.link, now)
         self.current = to[0].link
         to[1].silent_count = 0
