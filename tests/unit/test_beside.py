@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from uservpn.mesh.contact import BESIDE_AGAIN_S, BESIDE_MAX, BESIDE_S, Contact, Dial, GiveUp, Probe
+from uservpn.mesh.beside import BESIDE_AGAIN_S, BESIDE_MAX, BESIDE_S
+from uservpn.mesh.contact import Contact, Dial, GiveUp, Probe
 from uservpn.mesh.liveness import LinkState
 from uservpn.node.scheduling import MOVING, MOVING_COUNT, MOVING_LONG, MOVING_S, Choice, Schedule
 from uservpn.tunnel.bbr import Bbr

@@ -25,6 +25,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, Literal, NamedTuple
 
 from uservpn.mesh.addresses import Dials, host_of
+from uservpn.mesh.beside import BESIDE_MAX, Beside
 from uservpn.mesh.liveness import HURRY_S, PUNCH_RETRY_S, PUNCH_S, RETRY_S, LinkState, Verdict
 from uservpn.mesh.records import EndpointKind, Known
 from uservpn.mesh.redial import Redial
@@ -41,13 +42,6 @@ LEAVE_S: Final = 1.0
 HOLD_S: Final = 120.0
 """A silent connection of a peer that cannot be dialled, and that nobody waits for, stays so long: the way to
 it may be cut for a while, and of its own it would not notice for a keep-alive time."""
-BESIDE_MAX: Final = 2
-"""So many links of a kind stand beside one over which much flows: on two of them each small message leaves
-twice, and neither carries bulk."""
-BESIDE_S: Final = 30.0
-"""They are closed so long after they were last wanted..."""
-BESIDE_AGAIN_S: Final = 60.0
-"""...and dialled again at the earliest so long after one failed, or one of several was lost."""
 UNPROVED_MAX: Final = 4
 """Datagram links of one peer that wait for their proof; a further one takes the place of the oldest."""
 
@@ -78,10 +72,6 @@ class Dead(NamedTuple):
 
 
 Plan = Dial | Probe | GiveUp | Dead
-
-
-def _up_at(state: LinkState) -> float:
-    return state.up_at
 
 
 class Contact:
@@ -121,12 +111,7 @@ class Contact:
         self._used_at = 0.0
         self._plans: list[Plan] = []
         self._punching: dict[str, float] = {}
-        self._beside = ""
-        """The endpoint of links beside one of their kind that are being dialled..."""
-        self._beside_dials = 0
-        """...and how many of them."""
-        self._beside_until = 0.0
-        self._beside_after = 0.0
+        self._beside = Beside()
 
     @property
     def endpoints(self) -> tuple[str, ...]:
@@ -146,7 +131,7 @@ class Contact:
     def takes(self, protocol: str, endpoint: str) -> bool:
         """A dial succeeded: is its link still wanted, or was another one faster?"""
         self.dials.came_up(endpoint)
-        if self._is_beside(endpoint):
+        if self._beside.ends_dial(endpoint):
             return True
         return not any(
             state.dialled and not state.probed and not state.is_tentative
@@ -212,11 +197,11 @@ class Contact:
                 self.dial_failed(state.endpoint, refused, "no answer", now)
             return
         self.links.remove(state)
-        self._beside_dials = 0
+        self._beside.forget_dials()
         if not state.is_lossy and any(
             s.dialled and not s.probed for s in self._direct_of(state.protocol)
         ):
-            self._beside_after = now + BESIDE_AGAIN_S
+            self._beside.failed(now)
             return  # it was one of several
         if state.dialled and not state.relayed and now < state.up_at + SHORT_LIFE_S:
             self.redial.failures += 1
@@ -331,8 +316,8 @@ class Contact:
         """A dial ended without a link. `offline`: the system says that no way leads there."""
         if self._punching.pop(endpoint, None) is not None:
             return
-        if self._is_beside(endpoint):
-            self._beside_after = now + BESIDE_AGAIN_S
+        if self._beside.ends_dial(endpoint):
+            self._beside.failed(now)
             return
         self.dials.failed(endpoint, refused, now)
         self.last_failure = f"{endpoint}: {detail}"
@@ -383,16 +368,14 @@ class Contact:
 
         Only whoever dialled the first one dials them. They are closed BESIDE_S after this was last said.
         """
-        self._beside_until = now + BESIDE_S
+        self._beside.wanted(now)
         state = next((s for s in self.links if s.link == link), None)
-        if state is None or not state.dialled or state.relayed or now < self._beside_after:
+        if state is None or not state.dialled or state.relayed:
             return
-        if self._beside_dials or self._is_dialling():
+        if self._is_dialling() or state.endpoint not in self.dials.endpoints:
             return
-        missing = BESIDE_MAX + 1 - len(self._direct_of(state.protocol))
-        if missing > 0 and state.endpoint in self.dials.endpoints:
-            self._beside, self._beside_dials = state.endpoint, missing
-            self._plans += [Dial(state.endpoint)] * missing
+        missing = self._beside.missing(self._direct_of(state.protocol), state.endpoint, now)
+        self._plans += [Dial(state.endpoint)] * missing
 
     def punch(self, endpoints: Sequence[str], now: float) -> None:
         """The peer sends to us now, so do we: each side's probes open its own NAT for the other's."""
@@ -469,7 +452,7 @@ class Contact:
         """
         self.redial.forget()
         self.dials.forget()
-        self._beside_dials = 0
+        self._beside.forget_dials()
         for state in self.links:
             self.ask(state, now)
         if not self._is_wanted() or not self.endpoints:
@@ -499,9 +482,9 @@ class Contact:
                 self._give_up_dialled()
         for endpoint in self.dials.overdue(now):
             self.dial_failed(endpoint, False, "no answer in time", now)
-        if now >= self._beside_ends():
-            self._beside_until = now + BESIDE_S
-            self._plans += [GiveUp(state.link) for state in self._besides()]
+        if now >= self._beside.ends_at(self.links):
+            self._beside.wanted(now)
+            self._plans += [GiveUp(state.link) for state in self._beside.those(self.links)]
         for state in [*self.links, *self.unproved]:
             self._look_at(state, now)
         if self._is_in_hurry() and self.redial.hurry(now, self.has_streams):
@@ -540,7 +523,7 @@ class Contact:
             times.append(self.redial.hurries_at(self.has_streams))
         if self._leave_at is not None:
             times.append(self._leave_at)
-        if len(self.links) > 1 and (ends := self._beside_ends()) < math.inf:
+        if len(self.links) > 1 and (ends := self._beside.ends_at(self.links)) < math.inf:
             times.append(ends)
         if self._is_idle():
             times.append(self._idle_at())
@@ -563,30 +546,6 @@ class Contact:
 
     def _direct_of(self, protocol: str) -> list[LinkState]:
         return [s for s in self.links if s.protocol == protocol and not s.relayed]
-
-    def _besides(self) -> list[LinkState]:
-        """Of the connections that this node opened, all but the oldest one of each kind."""
-        opened = [s for s in self.links if s.dialled and not s.relayed and not s.is_lossy]
-        if len(opened) < 2:
-            return []
-        oldest: dict[str, LinkState] = {}
-        for state in sorted(opened, key=_up_at):
-            oldest.setdefault(state.protocol, state)
-        return [state for state in opened if oldest[state.protocol] is not state]
-
-    def _is_beside(self, endpoint: str) -> bool:
-        """Does this result belong to a dial of a link beside one that stands? Then it is one fewer."""
-        if not self._beside_dials or endpoint != self._beside:
-            return False
-        self._beside_dials -= 1
-        return True
-
-    def _beside_ends(self) -> float:
-        """When those go; infinite: there are none."""
-        besides = self._besides()
-        if not besides:
-            return math.inf
-        return max(self._beside_until, max(map(_up_at, besides)) + BESIDE_S)
 
     def _has_living(self) -> bool:
         return any(not s.relayed and not s.probed and not s.is_tentative for s in self.links)
