@@ -161,24 +161,20 @@ async def _narrow(listener, target):
     """Passes what comes on to `target` at RATE, and answers at once."""
     loop = asyncio.get_running_loop()
     near, _ = await loop.sock_accept(listener)
-    far = socket.socket()
-    far.setblocking(False)
-    await loop.sock_connect(far, ("127.0.0.1", target))
+    with near, socket.socket() as far:
+        far.setblocking(False)
+        await loop.sock_connect(far, ("127.0.0.1", target))
 
-    async def back():
-        while data := await loop.sock_recv(far, 1 << 16):
-            await loop.sock_sendall(near, data)
+        async def back():
+            while data := await loop.sock_recv(far, 1 << 16):
+                await loop.sock_sendall(near, data)
 
-    task = loop.create_task(back())
-    try:
-        while data := await loop.sock_recv(near, RATE // 20):
-            await loop.sock_sendall(far, data)
-            await asyncio.sleep(len(data) / RATE)
-    finally:
-        task.cancel()
-        await asyncio.wait([task], timeout=5)
-        near.close()
-        far.close()
+        async with asyncio.TaskGroup() as both:
+            answers = both.create_task(back())
+            while data := await loop.sock_recv(near, RATE // 20):
+                await loop.sock_sendall(far, data)
+                await asyncio.sleep(len(data) / RATE)
+            answers.cancel()
 
 
 async def _compare(client, log):
