@@ -19,6 +19,7 @@ import tomllib
 from pathlib import Path
 
 from cutter import Cutter
+from forks import Fork
 from uservpn.control.client import ask
 from uservpn.control.places import control_socket
 
@@ -58,7 +59,7 @@ def wait_until(condition, seconds: float = 15.0):
 
 
 class NodeProcess:
-    """One `uservpn run`."""
+    """One node: `uservpn run` where something is below it or in its environment, else forked (forks.py)."""
 
     def __init__(
         self, folder: Path, text: str, wrap: tuple[str, ...] = (), env: dict[str, str] | None = None
@@ -71,12 +72,16 @@ class NodeProcess:
         self._out = self.log.open("wb")
         self.env = os.environ | (env or {})
         self._is_wrapped = bool(wrap)
-        self.process = subprocess.Popen(
-            [*wrap, *USERVPN, "run", "-c", str(self.config)],
-            stdout=subprocess.PIPE,
-            stderr=self._out,
-            text=True,
-            env=self.env,
+        self.process = (
+            Fork(self.config, self._out.fileno())
+            if env is None and not wrap
+            else subprocess.Popen(
+                [*wrap, *USERVPN, "run", "-c", str(self.config)],
+                stdout=subprocess.PIPE,
+                stderr=self._out,
+                text=True,
+                env=self.env,
+            )
         )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()

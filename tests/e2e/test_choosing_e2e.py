@@ -61,7 +61,11 @@ def test_a_direct_target_is_dialled_here_and_resolved_at_the_exit(site):
         text = mesh.client.config.read_text()
         text += '[chooser]\nrules = [{ exact = "localhost", exit = "direct" }]\n'
         trace = mesh.folder / "trace"
-        restart(mesh, text, (strace, "-f", "-e", "trace=network,openat", "-o", str(trace)))
+        restart(
+            mesh,
+            text,
+            (strace, "-f", "--seccomp-bpf", "-e", "trace=network,openat", "-o", str(trace)),
+        )
         before = mesh.server.status()["exit"]["connected"]
         url = f"http://localhost:{site.port}/1000"
         for words in ((url,), ("--socks5-hostname", f"127.0.0.1:{mesh.entry}", url)):

@@ -33,7 +33,7 @@ def test_a_newcomer_gets_a_free_number_and_is_a_member(tmp_path):
             assert "is free." in done.stdout
             config = (folder / "c.toml").read_text()
             config = config.replace("[node]", f'[node]\nstate_dir = "{folder}/s"')
-            nodes.append(NodeProcess(folder, config))
+            nodes.append(NodeProcess(folder, config, env={}))  # by the command line
             wait_until(nodes[-1].is_linked)
         rows = {row["id"] for row in server.status()["nodes"]}
         assert len(rows) == 2 and 1 not in rows

@@ -207,7 +207,16 @@ def test_kill_9_of_the_server_ends_its_connections_with_an_error(site):
 def test_the_client_resolves_nothing(site):
     """strace of the client: no resolver file, no packet to port 53 (R42)."""
     trace = Path(tempfile.mkdtemp(prefix="uv")) / "trace"
-    wrap = (_need("strace"), "-f", "-qq", "-o", str(trace), "-e", "trace=network,openat")
+    wrap = (
+        _need("strace"),
+        "-f",
+        "--seccomp-bpf",
+        "-qq",
+        "-o",
+        str(trace),
+        "-e",
+        "trace=network,openat",
+    )
     with Mesh(trace.parent / "m", wrap=wrap) as mesh:
         got = mesh.curl(f"http://localhost:{site.port}/1000")
         assert got.stdout == BLOCK[:1000], got.stderr

@@ -11,6 +11,7 @@ import asyncio
 import mmap
 import socket
 import struct
+import sys
 from typing import Final, Protocol, cast
 
 from uservpn.errors import Fault
@@ -25,8 +26,17 @@ FILLED_MAX: Final = READ_SIZE // 4
 WRITE_HIGH: Final = 256 * KIB
 WRITE_LOW: Final = 64 * KIB
 _ABORT_ON_CLOSE: Final = struct.pack("ii", 1, 0)
-SHARED: Final = memoryview(mmap.mmap(-1, READ_SIZE))
-"""What is read goes here, and is dealt with before anybody else reads. What was never used is no memory."""
+
+
+def _memory(size: int) -> memoryview:
+    """Zeros that are no memory before they are used, and not in common with forked processes."""
+    if sys.platform == "win32":
+        return memoryview(mmap.mmap(-1, size))
+    return memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+
+
+SHARED: Final = _memory(READ_SIZE)
+"""What is read goes here, and is dealt with before anybody else reads."""
 
 
 class Carrier(Protocol):
