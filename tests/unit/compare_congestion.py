@@ -14,9 +14,9 @@ BEST = (SIZE_MAX - 25) / (SIZE_MAX + WIRE)
 CONTROLLERS = {"BBR": Bbr, "Copa": Copa, "CUBIC": Cubic}
 
 
-def alone(controller, start=5.0, end=15.0, **conditions):
+def alone(controller, start=5.0, end=15.0, rate=100 * MBIT, rtt_s=0.1, **conditions):
     """Share of what the path can carry (after its loss), median and 95 % of the queue's delay in ms."""
-    path = Conditions(100 * MBIT, 0.1, **conditions)
+    path = Conditions(rate, rtt_s, **conditions)
     line = Line(path, controller, seed=1)
     line.fill()
     line.clock.run(start)
@@ -105,6 +105,12 @@ ROWS = {
     "30 % loss": lambda c: alone(c, loss=0.3),
     "a queue of 10 ms": lambda c: alone(c, queue=125_000),
     "a queue of 1 s": lambda c: alone(c, queue=12_500_000),
+    "1 Mbit/s, 20 ms, a queue of 2 s": lambda c: alone(
+        c, 10.0, 60.0, rate=1 * MBIT, rtt_s=0.02, queue=250_000
+    ),
+    "256 kbit/s, 100 ms, a queue of 2 s": lambda c: alone(
+        c, 10.0, 60.0, rate=0.256 * MBIT, queue=64_000
+    ),
     "jitter of 30 ms": lambda c: alone(c, jitter_s=0.03),
     "rate falls by ten": fallen,
     "rate rises by five": lambda c: changed(c, rate=100 * MBIT),

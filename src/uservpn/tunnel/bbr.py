@@ -6,7 +6,7 @@ window a small multiple of rate times shortest round trip; a fast start until th
 cycles that try a little more for one round trip and let the queue of that run off in the next. Loss alone
 says nothing, so random loss costs what it loses and not more.
 
-Three things differ; docs/congestion.md has the measurements behind them:
+These things differ; docs/congestion.md has the measurements behind them:
 
 - The pace makes up for random loss. Its share is the lowest that any round of the last cycles saw, rounds
   with a drained queue among them, so loss that our own queue causes is not made up for.
@@ -18,9 +18,10 @@ Three things differ; docs/congestion.md has the measurements behind them:
 - A round trip that stays the same although much less is on the path is no queue's: the path has become
   longer, and is looked at from the beginning (tunnel/longer.py).
 - Where the queue stands round after round although no more than 1.25 rates times round trips of ours are on
-  the path, it is somebody else's. Then it *competes*: its window is CUBIC's (tunnel/cubic.py) where that is
-  larger. Every RIVAL_ROUNDS rounds, best right after a loss (when others shrink, too), it lets its share of
-  the queue run off: if nothing of the queue is left then, there is no rival any more. The idea of two modes
+  the path, it may be somebody else's: it is if it hardly runs off when we leave 1.0 there (on a slow path the
+  least window is a queue of its own). Then it *competes*: its window is CUBIC's (tunnel/cubic.py) where
+  that is larger. Every RIVAL_ROUNDS rounds, best right after a loss (when others shrink, too), it lets its
+  share of the queue run off: if nothing of it is left then, there is no rival any more. The idea of two modes
   is Copa's (Arun and Balakrishnan, NSDI 2018) and Nimbus's (Goyal et al., SIGCOMM 2022).
 """
 
@@ -31,7 +32,7 @@ import math
 from typing import Final
 
 from uservpn.tunnel.congestion import Sample
-from uservpn.tunnel.cubic import CubicWindow
+from uservpn.tunnel.cubic import BETA, CubicWindow
 from uservpn.tunnel.longer import SAME_GAIN, SAME_S, LongerPath
 from uservpn.tunnel.rates import Lowest, RateFilter
 
@@ -74,6 +75,14 @@ DRAINED_S: Final = 0.005
 """A round trip that is no longer than so many of the shortest ones, and this, saw no queue."""
 SAME_COUNT: Final = 3
 """So many tests in a row with the same shortest round trip: no rival, the path itself has become longer."""
+OURS: Final = 0.75
+"""When so much of a queue runs off as it would if nobody else were there, it was our own."""
+SMALL_SHARE: Final = 0.25
+GENTLE: Final = 0.85
+"""A share of the path that is smaller than this is reduced to so much by a loss, so that it grows: who filled
+the queue before us would keep most of it for a minute."""
+TEST_MIN: Final = 2 * MESSAGE
+"""The least window while the empty path is looked for: with WINDOW_MIN nothing runs off on a slow one."""
 COMPETE_START: Final = 0.25
 """Until the first loss the window grows by so much of what is confirmed."""
 COMPETE_PACE: Final = 1.25
@@ -119,12 +128,17 @@ class Bbr:
         self._phase = 0
         self._phase_at = 0.0
         self._tried_rate = 1e18
-        self._probe_until: float | None = None
+        self._probe_until = 0.0
+        self._probe_rtt_s = 0.0
+        self._probe_size = 0.0
+        """While the shortest round trip is looked for: what it was, and the window."""
         self._is_silent = False
         self._last_total = 0
         self._block_lost = 0
         self._block_total = 0
         self._queued_rounds = 0
+        self._window_before = 0
+        """The window when no queue stood: a rival's starves it before it counts as one."""
         self._longer = LongerPath()
         self._spare = 1.0
         self._fair = FAIR if shares else 0.0
@@ -133,6 +147,10 @@ class Bbr:
         self._compete_rounds = 0
         self._test_at = 0.0
         self._test_rtt_s = 1e9
+        self._before_rtt_s = 0.0
+        self._share = 1.0
+        """Of the path's rate, by the last test."""
+        """The round trip in the queue that is tested."""
         self._drained_at: float | None = None
         self._tests: list[float] = []
 
@@ -199,7 +217,6 @@ class Bbr:
         self._cubic = None
         self._longer.forget()
         self._tests.clear()
-        self._probe_until = None
         self._start_size = WINDOW_MIN
         self._look_for_rate()
 
@@ -240,14 +257,17 @@ class Bbr:
             self._end_compete_round(sample)
         self._look_whether_longer(sample)
         self._round_acked = self._round_lost = 0
-        self._round_rtt_s = 1e9
+        rtt_s, self._round_rtt_s = self._round_rtt_s, 1e9
         if self.state is State.CYCLE:  # while a queue runs off no rate of the path is measured
             self._rates.forget(
                 self._round - (RATE_ROUNDS_QUEUED if self._is_queued else RATE_ROUNDS)
             )
-            self._queued_rounds = self._queued_rounds + 1 if self._is_queued else 0
+            if not self._is_queued:
+                self._queued_rounds, self._window_before = 0, self.window
+            else:
+                self._queued_rounds += 1
             if self._queued_rounds >= RIVAL_ROUNDS:
-                self._enter_compete()
+                self._enter_test(rtt_s, sample.now)
         elif self.state is State.COMPETE or self.state is State.TEST:
             self._rates.forget(self._round - RATE_ROUNDS)
         # a few messages of a source that has no more make no queue: they tell nothing of the rate
@@ -269,8 +289,7 @@ class Bbr:
             return
         self.rtt_min_s = rtt_s
         self._rtt_min_at = sample.now
-        self._end_compete(sample.now)
-        self._look_for_rate()
+        self.look_on()
 
     def _look_for_rate(self) -> None:
         self.state = State.START
@@ -296,7 +315,8 @@ class Bbr:
 
     def _enter_compete(self) -> None:
         if self._cubic is None:
-            self._cubic = CubicWindow(self.window, MESSAGE, COMPETE_START)
+            size = max(self.window, self._window_before)
+            self._cubic = CubicWindow(size, MESSAGE, COMPETE_START)
         self.state = State.COMPETE
         self._compete_rounds = 0
 
@@ -312,26 +332,48 @@ class Bbr:
         # loss that is there whatever is sent tells nothing of the queue
         is_lost = self._round_lost > 2.0 * self.loss * total
         if is_lost:
-            self._cubic.reduce()
+            self._cubic.reduce(GENTLE if self._share < SMALL_SHARE else BETA)
         if self._is_drained(self._round_rtt_s):
             self._end_compete(sample.now)
         elif self._compete_rounds >= (TEST_ROUNDS_LOSS if is_lost else TEST_ROUNDS):
-            self.state = State.TEST
-            self._test_at = sample.now
-            self._test_rtt_s = 1e9
-            self._drained_at = None
+            self._enter_test(self._round_rtt_s, sample.now)
+
+    def _enter_test(self, rtt_s: float, now: float) -> None:
+        self.state = State.TEST
+        self._test_at = now
+        if rtt_s < 1e9:
+            self._before_rtt_s = rtt_s
+        self._test_rtt_s = 1e9
+        self._drained_at = None
+
+    def _ours(self) -> float:
+        """Our share of the path's rate.
+
+        If nobody else is there the round trip follows what is on the path; beside a rival it falls by our
+        share of that only.
+        """
+        alone = max(self.rtt_min_s or 0.1, max(self._product(1.0), TEST_MIN) / max(self.rate, 1.0))
+        return (self._before_rtt_s - self._test_rtt_s) / max(self._before_rtt_s - alone, 0.001)
 
     def _test(self, sample: Sample) -> None:
         """Our share of the queue runs off, and one round trip more shows what is left of it."""
         now = sample.now
         rtt = sample.rtt_s or self.rtt_min_s or 0.1
-        self._test_rtt_s = min(self._test_rtt_s, rtt)
-        if self._drained_at is None and sample.inflight <= self._product(1.05):
+        if sample.rtt_s is not None:
+            self._test_rtt_s = min(self._test_rtt_s, sample.rtt_s)
+        if self._drained_at is None and sample.inflight <= max(self._product(1.05), TEST_MIN):
             self._drained_at = now
         is_over = self._drained_at is not None and now > self._drained_at + rtt
         if self._is_drained(self._test_rtt_s):
             self._end_compete(now)
         elif is_over or now > self._test_at + 4.0 * rtt:
+            self._share = self._ours()
+            if self._share >= OURS:
+                self._end_compete(now)
+                return
+            if self._cubic is None:  # the first one
+                self._enter_compete()
+                return
             self._tests = [*self._tests[1 - SAME_COUNT :], self._test_rtt_s]
             if (
                 len(self._tests) == SAME_COUNT
@@ -381,15 +423,24 @@ class Bbr:
 
     def _follow_probe_rtt(self, sample: Sample) -> None:
         now = sample.now
-        if self._probe_until is not None:
+        if self.state is State.PROBE_RTT:
+            if self._drained_at is None and sample.inflight <= max(self._probe_size, TEST_MIN):
+                self._drained_at = now
+                self._probe_until = now + max(PROBE_RTT_S, self._probe_rtt_s)
             if now >= self._probe_until:
-                self._probe_until = None
                 self._rtt_min_at = now
                 self._enter_cycle(2, now)
-        elif self.state is State.CYCLE and now > self._rtt_min_at + RTT_WINDOW_S:
+        elif (
+            self.state is State.CYCLE
+            and now > self._rtt_min_at + RTT_WINDOW_S
+            and (rtt_s := sample.rtt_s) is not None
+        ):
             self.state = State.PROBE_RTT
-            self._probe_until = now + max(PROBE_RTT_S, 2 * (self.rtt_min_s or 0.0))
-            self.rtt_min_s = sample.rtt_s  # what it is today will show now
+            self._drained_at = None
+            self._probe_until = now + max(PROBE_RTT_S, 4.0 * rtt_s)
+            self._probe_rtt_s = self.rtt_min_s or rtt_s
+            self._probe_size = self._product(0.5)
+            self.rtt_min_s = rtt_s  # what it is today will show now
 
     def _product(self, gain: float) -> float:
         """`gain` times rate times shortest round trip, with what is lost on the way."""
@@ -412,7 +463,7 @@ class Bbr:
         else:
             pace_gain, window_gain = CYCLE[self._phase], WINDOW_GAIN
         pace = pace_gain * rate / (1.0 - self.loss)
-        window = self._product(window_gain)
+        window = self._probe_size if self.state is State.PROBE_RTT else self._product(window_gain)
         if self.state is State.START:
             window += 2 * QUANTUM_S * rate
         elif self.state is State.CYCLE:
@@ -426,4 +477,5 @@ class Bbr:
             pace = max(pace, START_GAIN * self._start_size / max(self.rtt_min_s, 0.001))
             window = max(window, self._start_size)
         self.pace = max(pace, PACE_MIN)
-        self.window = max(int(window), WINDOW_MIN)
+        is_looking = self.state is State.TEST or self.state is State.PROBE_RTT
+        self.window = max(int(window), TEST_MIN if is_looking else WINDOW_MIN)

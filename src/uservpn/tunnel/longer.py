@@ -16,6 +16,8 @@ SAME_S: Final = 0.001
 LESS: Final = 0.75
 """So much of the most that was on the path is clearly less: of a queue that is ours a quarter is more than
 what counts as the same, also where a rival has two thirds of it."""
+LESS_MIN: Final = 8 << 10
+"""But never fewer bytes than this: a few messages more or less at the end of a round are chance."""
 LESS_ROUNDS: Final = 2
 """Rounds with less until its effect is seen for sure: what one confirms left in the one before."""
 
@@ -44,7 +46,7 @@ class LongerPath:
             return None
         self._low_s, self._high_s = low_s, high_s
         self._most = max(self._most, inflight)
-        if inflight > LESS * self._most:
+        if inflight > min(LESS * self._most, self._most - LESS_MIN):
             self._less_rounds = 0
             return None
         self._less_rounds += 1
