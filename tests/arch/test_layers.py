@@ -37,46 +37,51 @@ def lint_imports(root: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.fixture
-def copy(tmp_path: Path) -> Path:
-    shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    shutil.copytree(
-        SOURCE, tmp_path / "src" / "uservpn", ignore=shutil.ignore_patterns("__pycache__")
-    )
-    return tmp_path
-
-
 def test_the_contracts_hold() -> None:
     result = lint_imports(ROOT)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "2 kept, 0 broken" in result.stdout
 
 
-@pytest.mark.parametrize(
-    ("module", "line", "contract"),
-    [
-        ("kit", "import asyncio", SANS_IO),
-        ("wire", "from time import monotonic", SANS_IO),
-        ("node", "import os.path", SANS_IO),
-        ("exits", "import socket", SANS_IO),
-        ("tunnel", "import uservpn.node", LAYERS),
-        ("mesh", "from uservpn import tunnel", LAYERS),
-        ("wire", "import uservpn.links.tcp", LAYERS),
-        ("control", "import uservpn.runtime", LAYERS),
-        ("runtime", "import uservpn.app", LAYERS),
-        ("stranger", "import uservpn.kit", LAYERS),
-    ],
-)
-def test_a_planted_violation_is_found(copy: Path, module: str, line: str, contract: str) -> None:
-    package = copy / "src" / "uservpn" / module
-    package.mkdir(exist_ok=True)
-    (package / "planted.py").write_text(f"{line}\n")
-    (package / "__init__.py").touch()
-    result = lint_imports(copy)
+PLANTED = [
+    ("kit", "import asyncio", SANS_IO),
+    ("wire", "from time import monotonic", SANS_IO),
+    ("node", "import os.path", SANS_IO),
+    ("exits", "import socket", SANS_IO),
+    ("tunnel", "import uservpn.node", LAYERS),
+    ("mesh", "from uservpn import tunnel", LAYERS),
+    ("wire", "import uservpn.links.tcp", LAYERS),
+    ("control", "import uservpn.runtime", LAYERS),
+    ("runtime", "import uservpn.app", LAYERS),
+    ("stranger", "import uservpn.kit", LAYERS),
+]
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What is said of each contract when all these lines are planted, each in a module of its own."""
+    root = tmp_path_factory.mktemp("planted")
+    shutil.copy(ROOT / "pyproject.toml", root)
+    copy = root / "src" / "uservpn"
+    shutil.copytree(SOURCE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    for number, (module, line, _) in enumerate(PLANTED):
+        package = copy / module
+        package.mkdir(exist_ok=True)
+        (package / f"planted{number}.py").write_text(f"{line}\n")
+        (package / "__init__.py").touch()
+    result = lint_imports(root)
     assert result.returncode != 0
-    broken = [row for row in result.stdout.splitlines() if row.endswith("BROKEN")]
-    assert any(row.startswith(contract) for row in broken), result.stdout + result.stderr
-    assert f"uservpn.{module}" in result.stdout
+    text = result.stdout.partition("Broken contracts")[2]
+    assert LAYERS in text and SANS_IO in text, result.stdout + result.stderr
+    layers, _, sans_io = text.partition(SANS_IO)
+    return {LAYERS: layers, SANS_IO: sans_io}
+
+
+@pytest.mark.parametrize("number", range(len(PLANTED)))
+def test_a_planted_violation_is_found(broken: dict[str, str], number: int) -> None:
+    module, _, contract = PLANTED[number]
+    said = "uservpn.stranger" if module == "stranger" else f"uservpn.{module}.planted{number} -> "
+    assert said in broken[contract], broken
 
 
 # ---- calls that no import betrays ----------------------------------------------------------

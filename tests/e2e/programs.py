@@ -58,7 +58,7 @@ class Beat(threading.Thread):
         try:
             while not self._ended.is_set():
                 self._once()
-                self._ended.wait(0.005)
+                self._ended.wait(0.02)
             self._once()  # it still works
         except Exception as error:
             self._error = error

@@ -18,7 +18,7 @@ def test_a_second_node_with_a_number_stands_back_and_the_first_goes_on(site, tmp
         nodes.append(first)
         wait_until(first.is_linked)
         wait_until(lambda: first.status()["node"]["uptime_s"] > 2)  # closer together chance decides
-        size = 12_000_000
+        size = 8_000_000
         download = subprocess.Popen(
             ["curl", "-sS", "-m", "90", "--limit-rate", "2M", "-x",
              f"socks5h://127.0.0.1:{entries[0]}", f"http://127.0.0.1:{site.port}/{size}"],

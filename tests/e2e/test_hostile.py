@@ -131,7 +131,7 @@ def test_a_wrong_key_is_named_at_its_owner_and_disturbs_nobody(mesh, site, tmp_p
     stranger = NodeProcess(tmp_path / "8", text)
     try:
         mesh.download(site, 8 * MIB)
-        done = curl(entry, f"http://127.0.0.1:{site.port}/9", timeout=3)
+        done = curl(entry, f"http://127.0.0.1:{site.port}/9", timeout=1)
         assert done.returncode != 0
         wait_until(lambda: "wrong key" in stranger.status()["nodes"][0]["problem"], 30)
     finally:

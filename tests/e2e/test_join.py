@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from mesh import KEY, USERVPN, NodeProcess, free_port, server_text, wait_until
 
@@ -43,12 +45,16 @@ def test_a_newcomer_gets_a_free_number_and_is_a_member(tmp_path):
         (again / "key").write_text(KEY + "\n")
         done = _join(again, port, "--id", "auto", command=("init",))
         assert done.returncode == 0, done.stderr
-        for words, sentence in (
-            ({"port": port, "server": "2"}, "another key, or it is not node 2"),
-            ({"port": free_port()}, "refused"),
-        ):
-            done = _join(again, **words, command=("join", "--force"))
-            assert done.returncode == 1 and sentence in done.stderr, (done.stdout, done.stderr)
+        force = partial(_join, again, command=("join", "--force"))
+        with ThreadPoolExecutor(2) as pool:
+            other = pool.submit(force, port, server="2")
+            nobody = pool.submit(force, free_port())
+            for asked, sentence in (
+                (other, "another key, or it is not node 2"),
+                (nobody, "refused"),
+            ):
+                done = asked.result()
+                assert done.returncode == 1 and sentence in done.stderr, (done.stdout, done.stderr)
         (again / "key").unlink()
         done = _join(again, port, command=("join", "--force"))
         assert done.returncode == 2 and "--key-file" in done.stderr

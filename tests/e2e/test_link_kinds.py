@@ -59,7 +59,7 @@ class Pair:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def works(self, site, size: int = 16 * MIB) -> None:
+    def works(self, site, size: int = 8 * MIB) -> None:
         """A large file each way, then many small requests at once."""
         url = f"http://127.0.0.1:{site.port}"
         assert hashlib.sha256(self.curl(f"{url}/{size}")).hexdigest() == digest_of(size)
@@ -130,7 +130,7 @@ def test_behind_nginx_a_node_is_a_path_of_a_web_site(site, tmp_path):
     try:
         dial = f"wss://127.0.0.1:{outer}/way?host=www.example.com"
         with Pair(tmp_path, f"ws://127.0.0.1:{inner}/way", dial) as pair:
-            pair.works(site, 8 * MIB)
+            pair.works(site, 4 * MIB)
             asked = ["curl", "-sk", "-m", "10", "-o", "/dev/null", "-w", "%{http_code}"]
             for path, code in (("/", "200"), ("/way", "404")):
                 words = [*asked, f"https://127.0.0.1:{outer}{path}"]
@@ -230,7 +230,7 @@ def test_a_node_is_reached_through_a_proxy_that_exists(site, tmp_path):
     with Proxy() as proxy:
         dial = f"socks5://127.0.0.1:{proxy.server_address[1]}/127.0.0.1:{port}"
         with Pair(tmp_path, f"tcp://127.0.0.1:{port}", dial) as pair:
-            pair.works(site, 8 * MIB)
+            pair.works(site, 4 * MIB)
             assert pair.protocol() == "socks5"
             assert pair.client.status()["links"][0]["remote"] == dial
         assert set(proxy.asked) == {("127.0.0.1", port)}

@@ -146,7 +146,7 @@ def test_a_long_answer_after_an_early_half_close_arrives_whole(mesh):
 def test_cutting_the_link_ten_times_loses_no_byte(site):
     """In the middle of a transfer each way."""
     with Mesh(with_cutter=True) as mesh:
-        size = 128 * MIB
+        size = 64 * MIB
         results = {}
 
         def download() -> None:
@@ -168,7 +168,7 @@ def test_cutting_the_link_ten_times_loses_no_byte(site):
         for thread in threads:
             thread.start()
         for cut in range(1, 11):
-            wait_until(lambda after=cut: mesh.cutter.carried > after * 20 * MIB, 60)
+            wait_until(lambda after=cut: mesh.cutter.carried > after * 10 * MIB, 60)
             mesh.cutter.cut()
         for thread in threads:
             thread.join(100)

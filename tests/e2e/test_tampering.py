@@ -31,7 +31,7 @@ from uservpn.wire.header import HeaderCodec
 from uservpn.wire.keys import KeyRing
 
 MIB = 1 << 20
-SIZE = 24 * MIB
+SIZE = 12 * MIB
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,7 @@ class Damage:
 @pytest.mark.parametrize("change", [_flip, _truncate, _reorder, _double])
 def test_a_download_over_a_link_that_is_damaged_again_and_again(mesh, site, change):
     """What does not open is asked for again, over a new link where the old one lost its step."""
-    mesh.cutter.mangle = damage = Damage(change, False, 5 * MIB, 4)
+    mesh.cutter.mangle = damage = Damage(change, False, 5 * MIB // 2, 4)
     mesh.download(site, SIZE)
     assert damage.count >= 3
 
@@ -144,7 +144,7 @@ def test_a_download_over_a_link_that_is_damaged_again_and_again(mesh, site, chan
 @pytest.mark.parametrize(("change", "times"), [(_flip, 4), (_truncate, 1)])
 def test_an_upload_over_a_link_that_is_damaged(mesh, site, change, times):
     """The accepting side that lost its step falls silent until the client dials again."""
-    mesh.cutter.mangle = damage = Damage(change, True, 4 * MIB, times)
+    mesh.cutter.mangle = damage = Damage(change, True, 2 * MIB, times)
     _upload(mesh, site, SIZE)
     assert damage.count == times
 
@@ -183,8 +183,8 @@ class Messages:
         return out
 
     def is_time(self) -> bool:
-        """One message in twenty-five."""
-        if self.rng.random() < 0.04:
+        """One message in twelve."""
+        if self.rng.random() < 0.08:
             self.count += 1
             return True
         return False

@@ -42,7 +42,7 @@ class Transfer:
         self.flow: Flow = self.world.open_flow(7, 1, up, down, 0.0, False)
         self.is_up = is_up
         self.moves: list[float] = []
-        self.run(4)
+        self.run(2.5)
 
     @property
     def now(self) -> float:

@@ -337,11 +337,11 @@ def test_at_three_per_cent_loss_questions_beside_bulk_take_less_than_two_round_t
     source, stream = (client, bulk) if is_up else (server, streams[bulk.id])
     took = []
     asked_at, is_answered = None, False
-    ends = world.now + 40.0
+    ends = world.now + 30.0
     next_bulk_at = world.now
     while world.now < ends:
         if world.now >= next_bulk_at:
-            source.send(stream, bytes(60_000))
+            source.send(stream, bytes(30_000))
             world.settle(source)
             next_bulk_at += 0.05
         if asked_at is None:
@@ -353,7 +353,7 @@ def test_at_three_per_cent_loss_questions_beside_bulk_take_less_than_two_round_t
             server.send(streams[small.id], b"!")
             world.settle(server)
         if client.received.pop(small.id, None):
-            if world.now > ends - 35.0:
+            if world.now > ends - 27.0:
                 took.append(world.now - asked_at)
             asked_at = None
         world.run(0.002)

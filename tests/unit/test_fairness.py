@@ -1,6 +1,6 @@
 """Laws of a path that others use, too: a TCP flow gets its share and leaves ours, flows of ours share alike.
 
-20 Mbit/s, 50 ms; queues in round trips. The rival is CUBIC (tests/unit/references.py), as most TCP is.
+10 Mbit/s, 50 ms; queues in round trips. The rival is CUBIC (tests/unit/references.py), as most TCP is.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from references import TcpFlow
 from uservpn.tunnel.bbr import State
 from uservpn.tunnel.cubic import BETA, CubicWindow
 
-RATE = 20e6 / 8
+RATE = 10e6 / 8
 RTT = 0.05
 BEST = (SIZE_MAX - 25) / (SIZE_MAX + WIRE)
 

@@ -18,7 +18,7 @@ from uservpn.types import LinkId
 from world import take
 
 MBIT = 1e6 / 8
-RATE = 40 * MBIT
+RATE = 20 * MBIT
 """As 100 Mbit/s in everything that is asked here, in less time."""
 QUEUE = int(RATE * 0.1)
 BEST = (SIZE_MAX - 25) / (SIZE_MAX + WIRE)
@@ -47,12 +47,12 @@ def test_a_path_is_filled_within_two_seconds_also_behind_gaps(loss, share):
 @pytest.mark.parametrize(("loss", "p95"), [(0.0, 1.5), (0.03, 1.6), (0.1, 2.0)])
 def test_an_interactive_stream_beside_bulk_hardly_waits(loss, p95):
     """In round trips: less than half of one more at the median; small ones leave twice if many get lost."""
-    line = Line(Conditions(RATE, 0.1, QUEUE, loss=loss), seed=2)
+    line = Line(Conditions(2 * RATE, 0.1, 2 * QUEUE, loss=loss), seed=2)
     line.fill()
     line.ask()
     line.clock.run(3.0)
     line.trips.clear()
-    line.clock.run(11.0)
+    line.clock.run(8.5)
     trips = sorted(line.trips)
     assert len(trips) > 100
     assert statistics.median(trips) < 0.15
