@@ -143,6 +143,8 @@ async def _reload_when_told(
             log.info("configuration reread: %s", ", ".join(sorted(changed)) or "nothing changed")
         except (ConfigError, OSError) as error:
             log.error("configuration not taken over, the old one stays: %s", error)
+        except Exception:  # a mistake of ours: the next reload shall find somebody who hears it
+            log.exception("the reload failed; the node goes on")
 
 
 def _answer(

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uservpn.control import places
+from uservpn.control import places, schema
 from uservpn.control.config import (
     Config,
     ServerConfig,
@@ -310,6 +310,8 @@ WRONG = [
         "node.public[0]",
         ["wildcard"],
     ),
+    ("plugins is a text", "plugins = 'x'", 6, "node.plugins", ["string 'x'", "an array"]),
+    ("plugins are numbers", "plugins = [3]", 6, "node.plugins", ["array [3]", "names of plug-ins"]),
     ("state_dir with a NUL", 'state_dir = "a\\u0000b"', 6, "node.state_dir", ["path"]),
     ("server without id", "[[servers]]\nendpoints = ['tcp://192.0.2.1:1']", 6, "servers[0].id", []),
     ("server without endpoints", "[[servers]]\nid = 1", 6, "servers[0].endpoints", ["nothing"]),
@@ -409,6 +411,15 @@ def test_a_problem_names_file_line_key_found_and_allowed(
     assert problem.startswith(f"/etc/uservpn/config.toml:{line}: {key_path}: found "), problem
     assert "; allowed: " in problem
     assert all(part in problem for part in parts), problem
+
+
+def test_every_key_of_the_schema_says_what_is_allowed() -> None:
+    """Else a wrong value of it would be told as a mistake of the program."""
+    kinds = schema._Section.__subclasses__()
+    assert len(kinds) >= len(schema.SECTIONS)
+    for kind in kinds:
+        for name, of in schema._fields(kind).items():
+            assert schema._description(of)[0], f"{kind.__name__}.{name}"
 
 
 @pytest.mark.parametrize("number", ["0", "255", "-1", "1.0", "true", "'7'", str(1 << 70)])

@@ -96,7 +96,13 @@ class RawNode(_Section, frozen=True):
     state_dir: Annotated[str, Meta(min_length=1, description="the path of a directory")] | None = (
         None
     )
-    plugins: list[str] | None = None
+    plugins: (
+        Annotated[
+            _Names,
+            Meta(description='an array of at most 64 names of plug-ins, such as ["greeter"]'),
+        ]
+        | None
+    ) = None
 
 
 class RawServer(_Section, frozen=True):
