@@ -551,6 +551,34 @@ def test_what_happens_in_two_turns_of_the_loop_is_one_round(monkeypatch):
     _run(main)
 
 
+def test_a_link_that_cannot_send_costs_no_other_its_batches(caplog):
+    """It ends; what another link is given in the same flush leaves, and nothing waits for a second."""
+
+    async def main():
+        client, _, offered = _pair(FakePlugin())
+        client.start()
+        client.open(1, "site.test", 80, Owner())
+        await _until(lambda: offered)
+        (good,) = client.links.values()
+        broken = FakeLink(client)
+        broken.send = lambda batch: (_ for _ in ()).throw(OSError(errno.EMFILE, "none left"))
+        client.link_opened(broken)
+        take, sent = client.node.take_transmits, []
+        good.send = sent.append
+        plans = iter([[(broken.id, [b"lost"]), (good.id, [b"left"])]])
+        client.node.take_transmits = lambda *words: next(plans, None) or take(*words)
+        client.kick()
+        await _until(lambda: sent)
+        assert sent[0] == [b"left"]
+        await _until(lambda: broken.id not in client.links and not broken.is_open)
+        assert broken.id not in client.node.links and good.id in client.links
+        del good.send
+        await client.close()
+
+    _run(main)
+    assert "cannot send, and ends" in caplog.text and "the node failed" not in caplog.text
+
+
 def test_a_mistake_in_the_node_does_not_stop_its_timers(monkeypatch, caplog):
     """Nothing else happens to it afterwards: only the timer brings it back."""
     monkeypatch.setattr(driver_module, "_AGAIN_S", 0.01)

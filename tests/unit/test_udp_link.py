@@ -8,6 +8,7 @@ import os
 import random
 import socket
 from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
 
 import pytest
 import uvloop
@@ -659,6 +660,27 @@ def test_a_refusal_of_a_link_that_is_heard_counts_for_nothing(run, monkeypatch):
             await bench.here.until(lambda: bench.here.got)
             await asyncio.sleep(0.2)
             assert not bench.here.closed
+
+    run(work)
+
+
+def test_without_a_descriptor_for_the_question_the_message_leaves_all_the_same(run, monkeypatch):
+    """The question whether anybody is there is asked in passing: that it cannot be is no failure."""
+    rng = random.Random(3)
+
+    def none_left(*words):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async def work() -> None:
+        async with Bench() as bench:
+            bench.link.heard()
+            bench.link.is_unanswered = True
+            bench.link.asked_at = asyncio.get_running_loop().time() - udp_socket.QUIET_S
+            monkeypatch.setattr(
+                knock, "socket", SimpleNamespace(socket=none_left, SOCK_DGRAM=socket.SOCK_DGRAM)
+            )
+            bench.link.send(_message(1, 100, rng))
+            await bench.there.until(lambda: bench.there.got)
 
     run(work)
 

@@ -31,13 +31,15 @@ class Knock:
         self._loop = asyncio.get_running_loop()
         self._sock: socket.socket | None = None
         self._timer: asyncio.TimerHandle | None = None
-        sock = socket.socket(family, socket.SOCK_DGRAM)
+        sock: socket.socket | None = None
         try:
+            sock = socket.socket(family, socket.SOCK_DGRAM)
             sock.setblocking(False)
             sock.connect(address)
             sock.send(os.urandom(SIZE_MIN + os.urandom(1)[0] % SIZE_SPAN))
-        except OSError:
-            sock.close()  # no way there just now: no answer either
+        except OSError:  # no way there, or no descriptor left, just now: no answer either
+            if sock is not None:
+                sock.close()
             return
         self._sock = sock
         self._loop.add_reader(sock.fileno(), self._on_readable)
