@@ -22,6 +22,8 @@ from uservpn.errors import ConfigError, UservpnError
 from uservpn.runtime.allocator import give_back, keep_message_blocks
 from uservpn.runtime.boot import next_boot
 from uservpn.runtime.clock import monotonic
+from uservpn.runtime.descriptors import SHORTAGE, raise_limit
+from uservpn.runtime.entry import CONNECTIONS_MAX
 from uservpn.runtime.nodes_file import load_nats, load_nodes, save_nats, save_nodes
 from uservpn.runtime.threads import in_thread
 from uservpn.service import Service, load_plugins, protocols_of
@@ -31,6 +33,9 @@ log: Final = logging.getLogger("uservpn")
 SAVE_EVERY_S: Final = 30.0
 RESOLVER_THREADS: Final = "16"
 """Names an exit resolves at once: with libuv's own 4, a few dead ones would hold up all others."""
+
+DESCRIPTORS_WANTED: Final = 4 * CONNECTIONS_MAX
+"""For programs, for as many sites as are dialled from here, for the streams of others, and for links."""
 
 
 def new_loop() -> asyncio.AbstractEventLoop:
@@ -52,6 +57,7 @@ def run(config_path: Path, servers: tuple[str, ...]) -> int:
     """The daemon: until SIGTERM or SIGINT. Returns the exit status. Raises ConfigError."""
     config = load(config_path, servers)
     keep_message_blocks()
+    raise_limit(DESCRIPTORS_WANTED)
     if config.exit.enabled:
         os.environ.setdefault("UV_THREADPOOL_SIZE", RESOLVER_THREADS)
     _log_to_stderr()
@@ -73,6 +79,7 @@ def ask_taken_numbers(config: Config) -> set[int]:
 
 async def _serve(config: Config, config_path: Path, servers: tuple[str, ...]) -> int:
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(_loop_failed)
     state_dir = state_dir_of(config)
     stop, reload = asyncio.Event(), asyncio.Event()
     try:
@@ -110,6 +117,12 @@ async def _serve(config: Config, config_path: Path, servers: tuple[str, ...]) ->
         await service.close()
         _save(service, state_dir)
         await control.close()
+
+
+def _loop_failed(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What the loop itself could not do; Python's own tells each accept for which no descriptor is left."""
+    if not SHORTAGE.met(context.get("exception")):
+        loop.default_exception_handler(context)
 
 
 async def _keep_nodes(service: Service, state_dir: Path) -> None:

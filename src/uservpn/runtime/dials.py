@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple, Protocol
 from uservpn.kit.endpoint import Endpoint
 from uservpn.links.base import Link
 from uservpn.mesh.addresses import DIAL_LIMIT_S
+from uservpn.runtime.descriptors import SHORTAGE
 from uservpn.types import LinkId, NodeId
 
 log: Final = logging.getLogger("uservpn")
@@ -96,6 +97,7 @@ class Dials:
             endpoint = Endpoint.parse(text)
             link = await asyncio.wait_for(self._connect(endpoint), timeout=DIAL_LIMIT_S)
         except (OSError, TimeoutError) as error:
+            SHORTAGE.met(error)
             detail = "no answer in time" if isinstance(error, TimeoutError) else str(error)
             is_refused = isinstance(error, ConnectionRefusedError)
             failure = DialFailure(detail, is_refused, getattr(error, "errno", None) in _NO_WAY)

@@ -11,6 +11,7 @@ import logging
 from typing import Final, cast
 
 from uservpn.errors import Fault
+from uservpn.runtime.descriptors import SHORTAGE
 from uservpn.runtime.dialling import connect_any, fault_of
 from uservpn.tunnel.stream import Stream, StreamOwner
 from uservpn.types import Buffer, NodeId
@@ -148,6 +149,7 @@ class DirectDriver(asyncio.Protocol):
                 await connect_any(self._loop, lambda: self, self._addresses, port)
             return
         except OSError as error:
+            SHORTAGE.met(error)
             fault = fault_of(error)
         except Exception:
             log.exception("a direct connection failed in a way nobody thought of")

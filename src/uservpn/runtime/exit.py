@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from uservpn.errors import Fault, StreamFault
 from uservpn.exits.policy import Policy
+from uservpn.runtime.descriptors import SHORTAGE
 from uservpn.runtime.dialling import ADDRESSES_MAX, connect_any, fault_of
 from uservpn.runtime.driver import Driver
 from uservpn.runtime.kept import KeptConnections, Waiting
@@ -204,6 +205,7 @@ class Exit:
         except StreamFault as error:
             fault = error.fault
         except OSError as error:
+            SHORTAGE.met(error)
             fault = fault_of(error)
         except Exception:
             log.exception("a dial failed in a way nobody thought of")

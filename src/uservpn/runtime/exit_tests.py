@@ -24,6 +24,7 @@ from uservpn.chooser.testing import (
 )
 from uservpn.errors import Fault, StreamFault
 from uservpn.runtime.clock import monotonic
+from uservpn.runtime.descriptors import SHORTAGE
 from uservpn.runtime.dialling import fault_of
 from uservpn.runtime.driver import Driver
 from uservpn.runtime.exit import Exit
@@ -113,6 +114,7 @@ class ExitTests:
         except StreamFault as error:
             tested = Finding(test.token, error.fault)
         except OSError as error:
+            SHORTAGE.met(error)
             tested = Finding(test.token, fault_of(error))
         except Exception:
             log.exception("a test failed in a way nobody thought of")

@@ -19,6 +19,7 @@ from uservpn.chooser.cases import Choice
 from uservpn.chooser.measure import Trip
 from uservpn.errors import Fault, StreamFault
 from uservpn.runtime.clock import monotonic
+from uservpn.runtime.descriptors import SHORTAGE
 from uservpn.runtime.pump import SHARED, Carrier, Pump
 from uservpn.socks.handshake import Handshake, Request, State
 from uservpn.tunnel.stream import Stream
@@ -85,6 +86,7 @@ class EntryConnection(Pump):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A program came in."""
         super().connection_made(transport)
+        SHORTAGE.look(transport.get_extra_info("socket").fileno())
         if not self._entry.add(self):
             self._is_refused = True
             transport.close()
