@@ -47,7 +47,7 @@ class Shortage:
         self._told_at = float("-inf")
 
     def look(self, descriptor: int) -> None:
-        """A connection came in with this number: who comes when none is left is ended by uvloop in silence."""
+        """A connection came in with this number: who comes when none is left, uvloop ends in silence."""
         if 0 < self.limit - NEAR <= descriptor:
             self._tell()
 
