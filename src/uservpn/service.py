@@ -37,6 +37,7 @@ from uservpn.runtime.exit_tests import ExitTests
 from uservpn.runtime.exits_view import ExitsView
 from uservpn.runtime.geo import Countries
 from uservpn.runtime.kept import KeptConnections
+from uservpn.runtime.moving import Spot, move
 from uservpn.runtime.netwatch import NetWatch
 from uservpn.runtime.pinger import Pinger
 from uservpn.runtime.resolver import Resolver
@@ -103,6 +104,11 @@ def _policy(config: Config) -> Policy:
 
 def _entry_address(config: Config) -> Address | None:
     return config.entry.listen if config.entry else None
+
+
+def _spot_of(entry: Entry, config: Config) -> Spot:
+    assert config.entry is not None
+    return Spot(config.entry.listen, entry.start, entry.leave)
 
 
 def _described(config: Config) -> dict[str, Any]:
@@ -203,7 +209,10 @@ class Service:
             await self.driver.listen(endpoint)
         if self.memory is not None:
             self.memory.load()
-        self.entry = await self._new_entry(config)
+        entry = self._new_entry(config)
+        if entry is not None:
+            await entry.start()
+        self.entry = entry
         if config.node.plugins:
             from uservpn.runtime import plugins  # few have any
 
@@ -283,47 +292,45 @@ class Service:
         return changed
 
     async def _reconfigure_listeners(self, old: Config, config: Config) -> None:
-        """New addresses first: when one cannot be had, all is as before. Raises OSError."""
+        """All of them, or none: then it raises OSError."""
+        before, after = old.node.listen, config.node.listen
+        leaving = [self._spot(endpoint) for endpoint in before if endpoint not in after]
+        arriving = [self._spot(endpoint) for endpoint in after if endpoint not in before]
         moved = _entry_address(old) != _entry_address(config)
-        opened: list[Endpoint] = []
-        try:
-            for endpoint in config.node.listen:
-                if endpoint not in old.node.listen:
-                    await self.driver.listen(endpoint)
-                    opened.append(endpoint)
-            entry = await self._new_entry(config) if moved else None
-        except OSError:
-            for endpoint in opened:
-                self.driver.unlisten(endpoint)
-            raise
-        for endpoint in set(old.node.listen) - set(config.node.listen):
-            self.driver.unlisten(endpoint)
+        entry = self._new_entry(config) if moved else self.entry
+        if moved:
+            leaving += [_spot_of(self.entry, old)] if self.entry is not None else []
+            arriving += [_spot_of(entry, config)] if entry is not None else []
+        await move(leaving, arriving)
         self._leaving = [left for left in self._leaving if left.connections]
         if moved:
             if self.entry is not None:
-                self.entry.leave()  # programs that are connected stay so
-                self._leaving.append(self.entry)
+                self._leaving.append(self.entry)  # programs that are connected stay so
             self.entry = entry
         elif self.entry is not None and config.entry is not None:
             self.entry.reconfigure(config.entry.users, config.tunnel.optimistic)
+
+    def _spot(self, endpoint: Endpoint) -> Spot:
+        driver = self.driver
+        return Spot(
+            endpoint.address, partial(driver.listen, endpoint), partial(driver.unlisten, endpoint)
+        )
 
     def status(self) -> dict[str, Any]:
         """The status document."""
         return self._status.document(self.config.node.name, self.entry, monotonic())
 
-    async def _new_entry(self, config: Config) -> Entry | None:
-        """The configured entry, listening; None: there is none. Raises OSError."""
+    def _new_entry(self, config: Config) -> Entry | None:
+        """The configured entry, which does not listen yet; None: there is none."""
         if config.entry is None:
             return None
-        entry = Entry(
+        return Entry(
             config.entry.listen,
             config.entry.users,
             self.driver,
             self.choosing,
             config.tunnel.optimistic,
         )
-        await entry.start()
-        return entry
 
     def _new_resolver(self, config: Config) -> Resolver:
         return Resolver(self.driver.loop, [str(address) for address in config.exit.resolvers])

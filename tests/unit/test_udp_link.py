@@ -576,11 +576,37 @@ def test_links_of_a_socket_that_listens_no_more_go_on_from_another(run):
             await bench.there.until(lambda: bench.there.got)
             (accepted,) = bench.there.opened
             bench.server.unlisten(bench.sock)
+            async with asyncio.timeout(PATIENCE_S):
+                while accepted.sock is bench.sock:
+                    await asyncio.sleep(0.01)
             accepted.send(_message(2, 100, rng))
             await bench.here.until(lambda: bench.here.got)
             assert accepted.sock is not bench.sock and not bench.there.closed
             (row,) = bench.server.describe()
             assert not row["listening"] and row["links"] == 1
+
+    run(work)
+
+
+def test_links_go_on_at_the_same_port_where_a_listener_is_replaced(run):
+    """As in a reload from one address to a wider one: the peers notice nothing."""
+    rng = random.Random(3)
+
+    async def work() -> None:
+        async with Bench() as bench:
+            bench.link.send(_message(1, 100, rng))
+            await bench.there.until(lambda: bench.there.got)
+            (accepted,) = bench.there.opened
+            port = bench.sock.port
+            await bench.listen()  # another one, which could have the links
+            bench.server.unlisten(bench.sock)
+            wider = await bench.server.serve(Endpoint("udp", "0.0.0.0", port), CODEC, bench.there)
+            async with asyncio.timeout(PATIENCE_S):
+                while accepted.sock is not wider.sock:
+                    await asyncio.sleep(0.01)
+            accepted.send(_message(2, 100, rng))
+            await bench.here.until(lambda: bench.here.got)
+            assert bench.here.by == [bench.link] and not bench.here.opened
 
     run(work)
 

@@ -43,6 +43,8 @@ PAYLOAD_BASE: Final = 1200 - HEADER_SIZE
 """RFC 8899 BASE_PLPMTU: what every path carries."""
 UNPROVED_MAX: Final = 256
 """Accepted links that nobody has proved to be his; the oldest one goes."""
+PARTING_S: Final = 0.1
+"""Links whose socket was closed wait so long for one at the same port: then their peers notice nothing."""
 CAPS: Final = LinkCaps(
     "udp", PAYLOAD_BASE, is_ordered=False, is_reliable=False, payload_size_base=PAYLOAD_BASE
 )
@@ -116,7 +118,9 @@ class UdpPlugin:
                 log.warning("no new UDP socket: %s; the old one stays", error.strerror)
                 continue
             self._dialling[family] = new
-            self._move(old, new)
+            for link in list(old.links.values()):
+                self._move(link, new)
+            old.close()
         for sock in self._sockets():
             for link in list(sock.links.values()):
                 self._resize(link)
@@ -174,33 +178,33 @@ class UdpPlugin:
     # --- inside ----------------------------------------------------------------------------------
 
     def unlisten(self, sock: UdpSocket) -> None:
-        """Listens there no more; links move to a socket that stays."""
+        """Listens there no more; links move to a socket that stays, or that has the port in a moment."""
         if sock not in self._listening:
             return
         self._listening.remove(sock)
-        if not sock.links or self._is_closed:
-            sock.close()
-            return
-        try:
-            host = next(iter(sock.links.values())).address[0]
-            new = self._socket_for(sock.family, Place(host, 1), sock.codec, sock.owner)
-        except OSError as error:
-            log.warning("no other UDP socket: %s; links end", error.strerror)
-            for link in list(sock.links.values()):
-                link.close()
-            sock.close()
-            return
-        self._move(sock, new)
+        sock.close()
+        if sock.links:
+            asyncio.get_running_loop().call_later(PARTING_S, self._part, sock)
 
-    def _move(self, old: UdpSocket, new: UdpSocket) -> None:
-        """Every link of `old`, which closes, goes on from `new`."""
-        for link in list(old.links.values()):
-            if link.address in new.links:  # the same peer is linked from there, too
+    def _part(self, sock: UdpSocket) -> None:
+        """The links of a socket that is closed go on from others."""
+        for link in list(sock.links.values()) if not self._is_closed else ():
+            to = Place(str(link.address[0]), 1)
+            try:
+                new = self._socket_for(sock.family, to, sock.codec, sock.owner, sock.port)
+            except OSError as error:
+                log.warning("no other UDP socket: %s; a link ends", error.strerror)
                 link.close()
-                continue
+            else:
+                self._move(link, new)
+
+    def _move(self, link: UdpLink, new: UdpSocket) -> None:
+        """It goes on from another socket."""
+        if link.address in new.links:  # the same peer is linked from there, too
+            link.close()
+        else:
             new.adopt(link)
             self._resize(link)
-        old.close()
 
     def _resize(self, link: UdpLink, failed: int = PACKET_MAX) -> None:
         """Looks again at how the system sends there; `failed`: it has just refused this size."""
@@ -230,10 +234,10 @@ class UdpPlugin:
             oldest.close()
 
     def _socket_for(
-        self, family: int, to: Place, codec: HeaderCodec, owner: LinkOwner
+        self, family: int, to: Place, codec: HeaderCodec, owner: LinkOwner, port: int = 0
     ) -> UdpSocket:
-        """Where datagrams to this address leave: a listening socket if one can reach it."""
-        for sock in self._listening:
+        """Where datagrams to this address leave: a listening socket if one can reach it, best at `port`."""
+        for sock in sorted(self._listening, key=lambda sock: sock.port != port):
             bound = Place(sock.host, sock.port)
             if sock.family == family and (sock.is_wildcard or bound.is_loopback == to.is_loopback):
                 return sock
