@@ -99,7 +99,7 @@ async def _serve(config: Config, config_path: Path, servers: tuple[str, ...]) ->
         try:
             await service.start()
         except OSError as error:
-            log.error("cannot listen: %s", error.strerror or error)
+            log.error("%s", error.strerror or error)
             return 1
         loop.add_signal_handler(signal.SIGTERM, stop.set)
         loop.add_signal_handler(signal.SIGINT, stop.set)
@@ -155,7 +155,8 @@ async def _reload_when_told(
             changed = await service.reconfigure(config)
             log.info("configuration reread: %s", ", ".join(sorted(changed)) or "nothing changed")
         except (ConfigError, OSError) as error:
-            log.error("configuration not taken over, the old one stays: %s", error)
+            reason = getattr(error, "strerror", None) or error
+            log.error("configuration not taken over, the old one stays: %s", reason)
         except Exception:  # a mistake of ours: the next reload shall find somebody who hears it
             log.exception("the reload failed; the node goes on")
 

@@ -84,6 +84,7 @@ class Reader:
 
     def read(self, extra_servers: Sequence[str], *, with_rules: bool) -> Config | None:
         """The configuration, or None when there are problems."""
+        self._values.has_to_run = with_rules
         note_unknown(self._document, (), SECTIONS, self._problems)
         network = self._network()
         node = self._node()

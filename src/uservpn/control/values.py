@@ -40,6 +40,8 @@ class Values:
         self._problems = problems
         self._warnings = warnings
         self._protocols = Protocols()
+        self.has_to_run = True
+        """Is the node to run with this? Else nobody need know whether it can."""
 
     def key(self, place: KeyPath, text: str) -> bytes | None:
         """A shared key in base64."""
@@ -78,7 +80,7 @@ class Values:
             endpoint = self.read(at, text, Endpoint.parse, ENDPOINT_FORM)
             if endpoint is None:
                 continue
-            self.check_protocol(at, endpoint, text)
+            self.check_protocol(at, endpoint, text, is_dialled=is_dialled)
             if is_dialled and endpoint.address.is_wildcard:
                 allowed = "an address that others can dial"
                 self._problems.add(at, f"the wildcard {text!r}", allowed, value=text)
@@ -88,11 +90,17 @@ class Values:
         return tuple(endpoints)
 
     def check_protocol(
-        self, place: KeyPath, endpoint: Endpoint, text: str, source: str | None = None
+        self,
+        place: KeyPath,
+        endpoint: Endpoint,
+        text: str,
+        source: str | None = None,
+        is_dialled: bool = True,
     ) -> None:
         """Is there a plug-in for the protocol, and does it agree with the endpoint?"""
         if endpoint.protocol in self._protocols:
-            complaint = self._protocols.complaint(endpoint)
+            role = "check_dialling" if is_dialled else "check_listening"
+            complaint = self._protocols.complaint(endpoint, role if self.has_to_run else "check")
             if complaint is not None:
                 self._problems.add(place, text, complaint, value=text, source=source)
             return
@@ -178,19 +186,24 @@ class Protocols:
     def __str__(self) -> str:
         return ", ".join(sorted(self._all()))
 
-    def complaint(self, endpoint: Endpoint) -> str | None:
-        """What the protocol's plug-in allows instead, where it has something against an endpoint."""
+    def complaint(self, endpoint: Endpoint, role: str) -> str | None:
+        """What the protocol's plug-in allows instead, where it has something against an endpoint.
+
+        `role` is the check that it may have beside the one for all (links/base.py).
+        """
         if endpoint.protocol in BUILT_IN_PROTOCOLS and not endpoint.options:
             return None
         from importlib.metadata import entry_points
 
         for entry in entry_points(group=LINK_PLUGINS, name=endpoint.protocol):
             try:
-                check = getattr(entry.load(), "check", None)
-                if check is not None:
-                    check(endpoint)
-                elif endpoint.options:
+                plugin = entry.load()
+                checks = [getattr(plugin, name, None) for name in ("check", role)]
+                if checks[0] is None and endpoint.options:
                     return "no options: the protocol has none"
+                for check in checks:
+                    if check is not None:
+                        check(endpoint)
             except ImportError as error:
                 return f"a protocol whose packages are installed ({error})"
             except ValueError as error:

@@ -111,7 +111,9 @@ class LinkPlugin(Protocol):
     """A protocol between nodes.
 
     One whose endpoints have options (what follows the port), or limits, also has `check(endpoint)`, which
-    raises ValueError with what is allowed; it is asked when a configuration is read.
+    raises ValueError with what is allowed; it is asked when a configuration is read. So are
+    `check_listening(endpoint)` and `check_dialling(endpoint)`, where there are such: of endpoints that this
+    node is to listen on (are the files there that it names?), and of those that are dialled, by it or others.
     """
 
     scheme: str

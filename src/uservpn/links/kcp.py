@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import socket
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, Final, cast
@@ -425,10 +426,26 @@ class KcpPlugin:
     async def serve(self, endpoint: Endpoint, codec: HeaderCodec, owner: LinkOwner) -> KcpListener:
         """Listens. Raises OSError."""
         loop = asyncio.get_running_loop()
+        sock = _bound(endpoint.host, endpoint.port)
         _, listener = await loop.create_datagram_endpoint(
-            lambda: KcpListener(codec, owner), local_addr=(endpoint.host, endpoint.port)
+            lambda: KcpListener(codec, owner), sock=sock
         )
         return listener
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket for one address family alone. Raises OSError, with the system's number (a loop's has none)."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_DGRAM)
+    try:
+        sock.setblocking(False)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind((host, port))
+    except OSError:
+        sock.close()
+        raise
+    return sock
 
 
 PLUGIN: Final = KcpPlugin()

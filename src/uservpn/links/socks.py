@@ -42,6 +42,12 @@ class SocksPlugin:
         """Raises ValueError where the node's address is missing or wrong."""
         target_of(endpoint)
 
+    def check_listening(self, endpoint: Endpoint) -> None:
+        """Raises ValueError, always."""
+        raise ValueError(
+            "what can be listened on: socks5:// is for dialling a node through a proxy"
+        )
+
     async def connect(self, endpoint: Endpoint, codec: HeaderCodec, owner: LinkOwner) -> TcpLink:
         """Opens a connection. Raises OSError."""
         loop = asyncio.get_running_loop()

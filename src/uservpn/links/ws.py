@@ -18,6 +18,7 @@ import os
 import ssl
 import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Final, NamedTuple, cast
 from urllib.parse import parse_qsl
 
@@ -208,6 +209,20 @@ class WebSocketPlugin:
         """Raises ValueError for options that this protocol does not have."""
         way_of(endpoint)
 
+    def check_listening(self, endpoint: Endpoint) -> None:
+        """Raises ValueError for a certificate that cannot be had."""
+        way = way_of(endpoint)
+        if way.cert:
+            try:
+                server_context(way)
+            except OSError as error:
+                raise ValueError(f"a certificate that can be used ({error})") from None
+
+    def check_dialling(self, endpoint: Endpoint) -> None:
+        """Raises ValueError for what only who listens has."""
+        if way_of(endpoint).cert:
+            raise ValueError("cert= and key= in node.listen only: who dials needs none")
+
     async def connect(self, endpoint: Endpoint, codec: HeaderCodec, owner: LinkOwner) -> StreamLink:
         """Opens a connection. Raises OSError."""
         loop = asyncio.get_running_loop()
@@ -270,7 +285,7 @@ def server_context(way: Way) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.set_alpn_protocols(["http/1.1"])
     if way.cert:
-        context.load_cert_chain(way.cert, way.key)
+        load_certificate(context, way)
         return context
     descriptor, path = tempfile.mkstemp(
         prefix="uservpn"
@@ -282,6 +297,28 @@ def server_context(way: Way) -> ssl.SSLContext:
     finally:
         os.unlink(path)
     return context
+
+
+def load_certificate(context: ssl.SSLContext, way: Way) -> None:
+    """The certificate and key of the endpoint. Raises OSError with a sentence that names the file."""
+    texts = {}
+    for path in (way.cert, way.key):
+        try:
+            texts[path] = Path(path).read_bytes()
+        except OSError as error:
+            raise OSError(f"{path}: {error.strerror}") from None
+    if b"-----BEGIN CERTIFICATE" not in texts[way.cert]:
+        raise OSError(f"{way.cert}: no certificate in PEM form")
+    if b"PRIVATE KEY-----" not in texts[way.key]:
+        raise OSError(f"{way.key}: no private key in PEM form (key= names its file)")
+    if b"ENCRYPTED" in texts[way.key]:
+        raise OSError(f"{way.key}: a private key with a passphrase, which nobody is there to type")
+    try:
+        context.load_cert_chain(way.cert, way.key, password="")
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            raise OSError(f"{way.key}: not the private key of {way.cert}") from None
+        raise OSError(f"{way.cert} with the key in {way.key}: {error}") from None
 
 
 def self_signed(name: str) -> bytes:

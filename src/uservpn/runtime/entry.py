@@ -18,6 +18,7 @@ from uservpn.errors import Fault
 from uservpn.kit.endpoint import Address
 from uservpn.runtime.driver import Driver
 from uservpn.runtime.program import EntryConnection
+from uservpn.runtime.protocols import cannot_listen
 from uservpn.runtime.pump import Carrier
 from uservpn.tunnel.stream import Stream
 from uservpn.types import NodeId
@@ -100,10 +101,13 @@ class Entry:
     # --- life ------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Listens. Raises OSError."""
-        self._server = await self.driver.loop.create_server(
-            lambda: EntryConnection(self), self._listen.host, self._listen.port, backlog=BACKLOG
-        )
+        """Listens. Raises OSError, with a sentence that names the address."""
+        try:
+            self._server = await self.driver.loop.create_server(
+                lambda: EntryConnection(self), self._listen.host, self._listen.port, backlog=BACKLOG
+            )
+        except OSError as error:
+            raise cannot_listen(f"{self._listen} (entry.listen)", error) from error
 
     async def close(self, drain_s: float) -> None:
         """Stops listening, gives connections in use `drain_s` to finish, then resets them."""

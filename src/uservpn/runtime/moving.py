@@ -73,4 +73,4 @@ async def _reopen(spot: Spot) -> None:
     try:
         await _open(spot, TRIES)
     except OSError as error:
-        log.error("%s cannot be listened on any more: %s", spot.address, error.strerror or error)
+        log.error("what was open until now is shut: %s", error.strerror or error)

@@ -6,6 +6,7 @@ only another node's record names; what is not installed is looked for once.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,6 +16,13 @@ from uservpn.runtime.netwatch import Network
 from uservpn.wire.header import HeaderCodec
 
 Plugged = LinkPlugin | PluginFactory
+
+
+def cannot_listen(where: object, error: OSError) -> OSError:
+    """The same error with a sentence that says where, and why."""
+    number = error.errno or 0
+    reason = os.strerror(number) if number > 0 else error.strerror or str(error)
+    return OSError(number, f"cannot listen on {where}: {reason}")
 
 
 class Protocols:
@@ -45,9 +53,13 @@ class Protocols:
                 self._plugins[name] = made
 
     async def listen(self, endpoint: Endpoint) -> None:
-        """Listens on one more endpoint. Raises OSError."""
+        """Listens on one more endpoint. Raises OSError, with a sentence that names it."""
         plugin = self._plugins[endpoint.protocol]
-        self.listening[str(endpoint)] = await plugin.serve(endpoint, self._codec, self._owner)
+        try:
+            listener = await plugin.serve(endpoint, self._codec, self._owner)
+        except OSError as error:
+            raise cannot_listen(endpoint, error) from error
+        self.listening[str(endpoint)] = listener
 
     def unlisten(self, endpoint: Endpoint) -> bool:
         """Stops listening; links that stand are not touched. False: it did not listen there."""
