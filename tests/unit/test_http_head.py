@@ -39,6 +39,11 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
         (b"http://[::1]:81/", Target("::1", 81, b"[::1]:81", b"/")),
         (b"http://[::1]/", Target("::1", 80, b"[::1]", b"/")),
         (b"http://a.example/http://b/", Target("a.example", 80, b"a.example", b"/http://b/")),
+        (
+            b"http://b%C3%BCcher.example/",
+            Target("bücher.example", 80, b"xn--bcher-kva.example", b"/"),
+        ),
+        (b"http://b%FCcher.example/", None),
         (b"https://a.example/", None),
         (b"/a", None),
         (b"http://", None),
@@ -496,6 +501,53 @@ def test_bad_requests_are_told_so(request_: bytes, status: bytes) -> None:
         reader, _ = await bench.program(request_)
         assert (await reader.read()).startswith(b"HTTP/1.1 " + status)
         assert not bench.driver.streams
+
+    on_bench(test)
+
+
+@pytest.mark.parametrize("step", [1, 7, 1000])
+def test_urls_as_people_read_them_become_urls(step: int) -> None:
+    """curl sends what it was given, byte by byte; also where requests, or raw bodies, follow each other."""
+
+    async def test(bench: Bench) -> None:
+        raw = GET.replace(b"/a", "/grün?q=日本".encode()).replace(
+            b"\r\n\r\n", b"\r\nX: \xff\r\n\r\n"
+        )
+        post = b"POST http://site.example/\xe9 HTTP/1.1\r\nHost: s\r\nContent-Length: 3\r\n\r\n\xe9\n\xe9"
+        reader, writer = await bench.program(b"")
+        requests = raw + raw + GET + post + raw
+        for at in range(0, len(requests), step):
+            writer.write(requests[at : at + step])
+            await writer.drain()
+            await asyncio.sleep(0)
+        quoted = b"GET /gr%C3%BCn?q=%E6%97%A5%E6%9C%AC HTTP/1.1\r\n"
+        first, end, body = b"GET /a HTTP/1.1\r\n", b"\r\n\r\n", b"\xe9\n\xe9"
+        asked = [(0, quoted, end), (0, quoted, end), (0, first, end)]
+        asked += [(1, b"POST /%E9 HTTP/1.1\r\n", end + body), (1, quoted, end)]
+        for number, line, last in asked:
+            stream = await bench.driver.stream(number)
+            head = await head_at(bench, stream, last)
+            assert head.startswith(line) and (b"X: \xff\r\n" in head or line != quoted)
+            says(stream, OK)
+            await reader.readuntil(b"ok")
+
+    on_bench(test)
+
+
+@pytest.mark.parametrize(
+    ("request_", "told"),
+    [
+        (b"GET  http://a/ HTTP/1.1\r\n\r\n", b"its first line has to be METHOD URL HTTP/1.1"),
+        (b"G\xc3T http://a/ HTTP/1.1\r\n\r\n", b"its first line has to be METHOD URL HTTP/1.1"),
+        (b"GET http://a/ HTTP/1.1\r\nno header\r\n\r\n", b"a line such as Name: value"),
+        (b"GET /\xc3\xbc HTTP/1.1\r\nHost: x\r\n\r\n", b"this is a proxy"),
+    ],
+)
+def test_what_is_no_request_is_refused_in_words_of_ours(request_: bytes, told: bytes) -> None:
+    async def test(bench: Bench) -> None:
+        reader, _ = await bench.program(request_)
+        answer = await reader.read()
+        assert answer.startswith(b"HTTP/1.1 400 ") and told in answer and b"bytearray" not in answer
 
     on_bench(test)
 

@@ -32,12 +32,14 @@ from uservpn.socks.http_head import (
     Headers,
     Target,
     absolute_target,
+    complaint,
     connect_target,
     error_answer,
     fault_answer,
     login,
     named_host,
     pac_answer,
+    quoted_line,
     request_headers,
     response_headers,
     upgrade_headers,
@@ -61,6 +63,7 @@ class HttpSession:
         "_asked",
         "_body_waits",
         "_is_over",
+        "_is_raw",
         "_method",
         "_next_waits",
         "_origin",
@@ -74,7 +77,7 @@ class HttpSession:
     def __init__(self, connection: EntryConnection, users: Mapping[str, str]) -> None:
         self.connection = connection
         self._users = users
-        self._program = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_MAX)
+        self._program = _new_program()
         self._origin: Origin | None = None
         self._target = ("", 0)
         self._method = b""
@@ -83,6 +86,7 @@ class HttpSession:
         self._body_waits = False  # the site does not take the body
         self._next_waits = False  # more requests than the present one were sent
         self._is_over = False
+        self._is_raw = False  # bytes that are not ASCII came: perhaps in the next request's line
 
     @property
     def is_idle(self) -> bool:
@@ -94,6 +98,7 @@ class HttpSession:
     def receive(self, data: bytes) -> None:
         """Bytes of the program."""
         if not self._is_over:
+            self._is_raw = self._is_raw or not data.isascii()
             self._program.receive_data(data)
             self._read_program()
 
@@ -120,10 +125,11 @@ class HttpSession:
         return fault_answer(fault, *self._target, b"CONNECT", detail) if fault else ESTABLISHED
 
     def _read_program(self) -> None:
-        program = self._program
         while not self._is_over and self._asked is None:
+            if self._is_raw:
+                self._quote_line()
             try:
-                event = program.next_event()
+                event = self._program.next_event()
             except h11.RemoteProtocolError as error:
                 self._bad_request(error)
                 return
@@ -141,6 +147,24 @@ class HttpSession:
             else:
                 self._wait(event is h11.PAUSED)
                 return
+
+    def _quote_line(self) -> None:
+        """Makes an URL of the request's line that some programs write as it is shown, such as curl.
+
+        h11 takes no such line, and gives none back that it has taken: from this request on another one reads.
+        """
+        if self._program.their_state is not h11.IDLE:
+            return
+        data, is_ended = self._program.trailing_data
+        line, end, rest = data.partition(b"\n")
+        if not end:
+            return
+        self._is_raw = not rest.isascii()
+        if not line.isascii():
+            self._program = _new_program()
+            self._program.receive_data(quoted_line(line) + end + rest)
+            if is_ended:
+                self._program.receive_data(b"")
 
     @property
     def _is_answering(self) -> bool:
@@ -400,7 +424,7 @@ class HttpSession:
     def _bad_request(self, error: h11.RemoteProtocolError) -> None:
         if self._program.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             code = 431 if error.error_status_hint == 431 else 400
-            self._refuse(code, f"the request was not understood: {error}")
+            self._refuse(code, f"the request was not understood: {complaint(str(error))}")
         else:
             self._break()
 
@@ -434,3 +458,7 @@ class HttpSession:
         if origin is not None:
             self._origin = None
             origin.leave(Fault.NONE)
+
+
+def _new_program() -> h11.Connection:
+    return h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_MAX)

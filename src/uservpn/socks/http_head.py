@@ -8,8 +8,10 @@ needed here. Sites see what the program sent and nothing of us: no Via, no Forwa
 from __future__ import annotations
 
 import binascii
+import re
 from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
+from urllib.parse import quote, unquote_to_bytes
 
 from uservpn.errors import Fault
 from uservpn.socks.handshake import host_name, is_user
@@ -54,6 +56,15 @@ PAC_PATH: Final = b"/proxy.pac"
 ESTABLISHED: Final = b"HTTP/1.1 200 Connection established\r\n\r\n"
 
 
+_RAW: Final = re.compile(rb"[\x80-\xff]")
+_COMPLAINTS: Final = {
+    "illegal request line": "its first line has to be METHOD URL HTTP/1.1",
+    "illegal header line": "a header has to be a line such as Name: value",
+    "no request line received": "its first line is empty",
+}
+"""What h11 says of heads, followed by Python's view of the bytes; for people."""
+
+
 class Target(NamedTuple):
     """The target of a request that came to a proxy."""
 
@@ -63,6 +74,18 @@ class Target(NamedTuple):
     """For the Host header."""
     path: bytes
     """The target in origin form."""
+
+
+def quoted_line(line: bytes) -> bytes:
+    """A request's first line, with the bytes of its target percent-encoded that no URL has as they are."""
+    method, one, rest = line.partition(b" ")
+    target, two, version = rest.rpartition(b" ")
+    return method + one + _RAW.sub(lambda found: b"%%%02X" % found[0][0], target) + two + version
+
+
+def complaint(text: str) -> str:
+    """What h11 has against a request, in words of ours, and without the bytes."""
+    return next((ours for start, ours in _COMPLAINTS.items() if text.startswith(start)), text)
 
 
 def connect_target(target: bytes, default_port: int = 0) -> tuple[str, int] | None:
@@ -91,6 +114,8 @@ def absolute_target(method: bytes, target: bytes) -> Target | None:
     found = _host_port(authority, 80)
     if found is None:
         return None
+    if not found[0].isascii():
+        authority = _ascii_authority(*found)
     if not path:
         path = b"*" if method == b"OPTIONS" else b"/"
     elif path[:1] == b"?":
@@ -181,10 +206,21 @@ def _host_port(authority: bytes, default_port: int) -> tuple[str, int] | None:
         raw_port = rest[1:]
     else:
         raw_host, _, raw_port = authority.partition(b":")  # a second colon fails as a port
+        if b"%" in raw_host:
+            raw_host = unquote_to_bytes(raw_host)
     host, port = host_name(raw_host), default_port
     if raw_port:
         port = int(raw_port) if raw_port.isdigit() and len(raw_port) <= 5 else 0
     return (host, port) if host is not None and 0 < port < 65536 else None
+
+
+def _ascii_authority(host: str, port: int) -> bytes:
+    """For the Host header of a site with an international name."""
+    try:
+        name = host.encode("idna")
+    except UnicodeError:
+        name = quote(host).encode()
+    return name if port == 80 else b"%b:%d" % (name, port)
 
 
 def _named(pairs: Headers) -> set[bytes]:
