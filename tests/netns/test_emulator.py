@@ -171,13 +171,16 @@ def test_duplicates(way):
 
 
 def test_the_rate_is_what_was_asked(way):
+    """Never more; never much less, where the machine has time for it in one of a few tries."""
     way.path.set("ab", rate_mbit=20)
-    before = time.monotonic()
-    way.send(500, 1000)
-    numbers = way.receive(0.05)
-    took = time.monotonic() - before - 0.05
-    assert numbers == list(range(500))
-    assert 0.2 <= took < 0.3, took
+    took = []
+    while not took or (min(took) >= 0.3 and len(took) < 5):
+        before = time.monotonic()
+        way.send(500, 1000)
+        numbers = way.receive(0.05)
+        took.append(time.monotonic() - before - 0.05)
+        assert numbers == list(range(500))
+    assert 0.2 <= min(took) < 0.3, took
 
 
 def test_the_queue_has_a_bound_and_drops_its_tail(way):
