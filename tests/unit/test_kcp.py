@@ -14,7 +14,7 @@ import uvloop
 
 from drivers import make_driver
 from uservpn.kit.endpoint import Endpoint
-from uservpn.links import kcp, tcp
+from uservpn.links import gso, kcp, tcp
 from uservpn.links.kcp import (
     ANSWER_S,
     CAPS,
@@ -23,7 +23,9 @@ from uservpn.links.kcp import (
     MINRTO_MS,
     MTU,
     MUTE_MAX,
+    SMALL,
     UNPROVED_MAX,
+    KcpDialler,
     KcpListener,
     KcpPlugin,
     KcpSession,
@@ -75,6 +77,50 @@ def test_what_is_written_leaves_in_the_same_turn_also_while_a_timer_runs(run) ->
             await pair.turns(3)
             assert len(pair.sent) == number
         pair.close()
+
+    run(main())
+
+
+def test_what_is_small_leaves_before_bulk_of_another_session() -> None:
+    async def main() -> None:
+        sent: list[str] = []
+        bulk = KcpSession(1, lambda data: sent.append("bulk"), lambda: None)
+        small = KcpSession(2, lambda data: sent.append("small"), lambda: None)
+        bulk.writelines([bytes(SMALL + 1)])
+        small.writelines([b"key stroke"])
+        assert sent == ["small"]
+        await asyncio.sleep(0)
+        assert sent[1:] == ["bulk"] * 3
+        bulk.abort()
+        small.abort()
+
+    uvloop.run(main())
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_what_comes_while_the_loop_is_busy_waits_in_large_buffers(run, monkeypatch) -> None:
+    """The system's own hold 92 datagrams: a busy listener would lose those of all sessions."""
+
+    async def main() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+            gso.size_buffers(other)
+            most = other.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+        made: list = []
+        begin = KcpDialler.connection_made
+
+        def note(dialler, transport) -> None:
+            made.append(transport.get_extra_info("socket"))
+            begin(dialler, transport)
+
+        monkeypatch.setattr(KcpDialler, "connection_made", note)
+        judge, codec = Judge(), HeaderCodec(KeyRing([bytes(32)]))
+        listener = await KcpPlugin().serve(Endpoint("kcp", "127.0.0.1", 0), codec, judge)
+        port = listener._transport.get_extra_info("sockname")[1]
+        link = await KcpPlugin().connect(Endpoint("kcp", "127.0.0.1", port), codec, judge)
+        for sock in (listener._transport.get_extra_info("socket"), made[-1]):
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == most
+        link.close()
+        listener._transport.abort()
 
     run(main())
 
@@ -333,12 +379,13 @@ class Sink:
 
     def __init__(self) -> None:
         self.sent: list[tuple[bytes, object]] = []
+        self.socket = SimpleNamespace(setsockopt=lambda *_: None, getsockopt=lambda *_: 0)
 
     def sendto(self, data, addr) -> None:
         self.sent.append((data, addr))
 
     def get_extra_info(self, name):
-        return ("127.0.0.1", 1)
+        return self.socket if name == "socket" else ("127.0.0.1", 1)
 
     def close(self) -> None: ...
 

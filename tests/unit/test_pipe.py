@@ -9,9 +9,9 @@ from collections import deque
 
 import pytest
 
-from uservpn.links.pipe import LOOK_NEAR_S, Below, Pipe
+from uservpn.links.pipe import LOOK_NEAR_S, QUEUE_S, TURN, TURN_GAIN, Below, Pipe
 from uservpn.links.tcp import below_of
-from uservpn.tunnel.bbr import State
+from uservpn.tunnel.bbr import CYCLE, State
 
 STEP_S = 0.001
 MSS = 1448
@@ -280,6 +280,65 @@ def test_acknowledgements_that_are_taken_late_and_many_at_once_are_no_rate():
         pipe.look(now, Below(delivered, int(1e6 * now) - delivered, 0, 0.1, 0.1, 0.0, 0))
         assert pipe._bbr.rate < 1.15e6
     assert pipe._bbr.rate > 0.9e6
+
+
+@pytest.mark.parametrize("rate", [2.5e6, 12.5e6])
+def test_a_late_loop_makes_no_burst_of_what_it_missed(rate):
+    """For 60 ms of each 300 it takes no acknowledgements, and then all of them: room for 60 ms at once."""
+    kernel = Kernel(rate, 0.1, is_greedy=True)
+    pipe = Pipe(is_always=True)
+    taken: deque[int] = deque(maxlen=20)
+    begun = 0
+    for step in range(8000):
+        kernel.step()
+        size = 0
+        if step % 300 >= 60:
+            if pipe.is_due(kernel.now):
+                pipe.look(kernel.now, kernel.below())
+                assert pipe.room <= TURN
+            size = max(0, pipe.room)
+            pipe.took(size)
+            kernel.unsent += size
+        taken.append(size)
+        if step == 4000:
+            begun = kernel.delivered
+        if step > 4000:
+            assert sum(taken) < rate * CYCLE[0] * TURN_GAIN * (0.020 + QUEUE_S) + TURN
+    assert kernel.delivered - begun > 0.8 * 4 * rate
+
+
+def test_a_turn_that_is_behind_its_pace_is_followed_by_the_next_without_a_pause():
+    """But not within the same turn of the loop: only once others had theirs."""
+    pipe = Pipe(is_always=True)
+    for step in range(1, 200):
+        now = step * 0.001
+        pipe.look(
+            now, Below(12_500 * max(0, step - 50), 12_500 * min(step, 50), 0, 0.05, 0.05, 0, 0)
+        )
+        pipe.took(pipe.room)
+    now += 0.02
+    pipe.look(now, Below(12_500 * 199, 0, 0, 0.05, 0.05, 0, 0))
+    assert pipe.room == TURN and pipe.pause_s == 0.0
+    pipe.took(TURN)
+    assert not pipe.is_due(now)
+    pipe.be_due()
+    assert pipe.is_due(now)
+
+
+@pytest.mark.parametrize("rate", [1.25e6, 12.5e6])
+def test_turn_by_turn_the_path_is_full(rate):
+    kernel = Kernel(rate, 0.1, is_greedy=True)
+    pipe = Pipe(is_always=True)
+    for step in range(8000):
+        kernel.step()
+        if pipe.is_due(kernel.now):
+            pipe.look(kernel.now, kernel.below())
+        size = max(0, pipe.room)
+        pipe.took(size)
+        kernel.unsent += size
+        if step == 4000:
+            begun = kernel.delivered
+    assert kernel.delivered - begun > 0.93 * 4 * rate
 
 
 def test_near_paths_are_not_bounded_and_seldom_looked_at():

@@ -27,6 +27,7 @@ from typing import Any, Final, cast
 import siokcp
 
 from uservpn.kit.endpoint import Address, Endpoint
+from uservpn.links import gso
 from uservpn.links.base import LinkOwner
 from uservpn.links.pipe import Below, Pipe
 from uservpn.links.stream import StreamLink, stream_caps
@@ -51,6 +52,8 @@ MANY: Final = 64
 """Beyond so many segments under way later ones tell soon which is missing: the time-out is a last resort."""
 SEND_MAX: Final = 64 * (MTU - HEAD)
 """KCP takes no more than 128 segments at a time."""
+SMALL: Final = 2 * (MTU - HEAD)
+"""Bytes of a batch that are sent at once."""
 SESSIONS_MAX: Final = 1024
 """Proved sessions of one listener; for one more the oldest ends."""
 UNPROVED_MAX: Final = 128
@@ -136,12 +139,18 @@ class KcpSession:
         return self._is_closed
 
     def writelines(self, batch: Sequence[Buffer]) -> None:
-        """Queues a batch; it leaves at the end of this turn."""
+        """Queues a batch; it leaves at the end of this turn, or at once if it is small.
+
+        So bulk of one session does not go before what is urgent on another.
+        """
         self.is_mute = False
         data = memoryview(b"".join(batch))
         for start in range(0, len(data), SEND_MAX):
             self._kcp.send(data[start : start + SEND_MAX])
-        self._soon()
+        if len(data) <= SMALL:
+            self._news()
+        else:
+            self._soon()
 
     def abort(self) -> None:
         """Ends the session; KCP has no goodbye, so the other side gives up by itself."""
@@ -291,6 +300,7 @@ class KcpDialler(asyncio.DatagramProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The session begins; nothing is sent by that."""
         self._transport = datagrams = cast("asyncio.DatagramTransport", transport)
+        gso.size_buffers(transport.get_extra_info("socket"))
         codec = self._codec
         self._session = session = KcpSession(
             secrets.randbits(32), lambda data: datagrams.sendto(_sealed(codec, data)), self._ended
@@ -329,6 +339,7 @@ class KcpListener(asyncio.DatagramProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The socket is open."""
         self._transport = cast("asyncio.DatagramTransport", transport)
+        gso.size_buffers(transport.get_extra_info("socket"))
 
     def datagram_received(self, data: bytes, addr: Any) -> None:
         """To its session, or to a new one. Foreign ones have no effect and no answer."""

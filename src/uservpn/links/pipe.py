@@ -39,6 +39,12 @@ QUEUE_S: Final = 0.010
 UNSENT_S: Final = 0.010
 UNSENT_OWN_S: Final = 0.050
 UNSENT_MIN: Final = 4 * KIB
+TURN: Final = WINDOW_START // 2
+TURN_S: Final = 0.001
+TURN_GAIN: Final = 1.25
+"""Where each segment is our own work, the layer below gets so much at a time, and what else waits has its
+turn before the next. A late loop finds many acknowledgements: room for a burst that makes it later. It
+is the window that bounds the rate, so turns may follow each other somewhat faster."""
 PAUSE_S: Final = 0.2
 LOSSY_ROUNDS: Final = 16
 """For so many round trips after something was resent the path counts as one that loses."""
@@ -112,6 +118,8 @@ class Pipe:
         self.is_bounding = False
         self.room = 0
         """Bytes that the layer below may get now, if `is_bounding`."""
+        self.pause_s = LOOK_S
+        """Where there is no more room, it is time for another look after so long."""
         self._is_always = is_always
         self._bbr = Bbr(shares=False)
         self._marks: deque[tuple[float, int]] = deque(maxlen=MARKS_MAX)
@@ -120,6 +128,9 @@ class Pipe:
         """When which sum had been sent, back to what was delivered a round trip ago."""
         self._spread = Spread()
         self._look_at = 0.0
+        self._looked_at = 0.0
+        self._credit = 0.0
+        """Bytes that the pace allows by now, where nobody else paces."""
         self._delivered = 0
         self._round_end = 0
         self._limited_until = -1
@@ -147,9 +158,15 @@ class Pipe:
         """Is it time for a look?"""
         return now >= self._look_at
 
+    def be_due(self) -> None:
+        """`pause_s` have gone by, and others had their turn: the next one may begin."""
+        if self._is_always:
+            self._look_at = 0.0
+
     def took(self, size: int) -> None:
         """The layer below got so many bytes."""
         self.room -= size
+        self._credit -= size
 
     def filled(self) -> None:
         """Something above the layer below takes no more: it is not the source that has too little."""
@@ -174,7 +191,10 @@ class Pipe:
                 self._bbr.on_restart(now)
             self._quiet_since = None
         self._learn(now, below)
-        self.room = self._offered = self._room(below)
+        self.room = self._room(below)
+        if self._is_always:
+            self._pace(now)
+        self._offered = self.room
 
     # --- inside ----------------------------------------------------------------------------------
 
@@ -193,6 +213,19 @@ class Pipe:
             free = most
         # what is too much on its way is past help: the unsent alone may make what is urgent wait
         return min(max(free, 0), most)
+
+    def _pace(self, now: float) -> None:
+        """The room is a turn's at most, and what the pace allows since the last look."""
+        pace = TURN_GAIN * self._bbr.pace
+        most = max(TURN, pace * QUEUE_S)
+        self._credit = min(self._credit + pace * (now - self._looked_at), most)
+        self._looked_at = now
+        self.pause_s = LOOK_S
+        if self.room > (allowed := min(int(self._credit), TURN)):
+            self.room = allowed
+            # until what is left after this turn makes a whole one again
+            self.pause_s = min(max((2 * TURN - self._credit) / pace, 0.0), LOOK_S)
+            self._look_at = now + max(self.pause_s, TURN_S)
 
     def _is_low(self) -> bool:
         """Is the rate so low that a start begins with more?"""

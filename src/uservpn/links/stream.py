@@ -19,7 +19,6 @@ from typing import Final, cast
 
 from uservpn.links.backlog import LIMIT_MAX, Backlog
 from uservpn.links.base import LinkCaps, LinkOwner
-from uservpn.links.pipe import LOOK_S as PIPE_LOOK_S
 from uservpn.links.pipe import Below, Pipe
 from uservpn.types import Buffer
 from uservpn.wire.constants import HEADER_SIZE, KIB, PAYLOAD_SIZE_MAX, TAG_SIZE
@@ -121,7 +120,7 @@ class StreamLink(asyncio.BufferedProtocol):
         if self._look_below(size):
             room = self._pipe.room
             if room <= 0:
-                self._look_later(PIPE_LOOK_S)
+                self._look_later(self._pipe.pause_s)
             return room
         if self._limit == LIMIT_MAX:
             room = (LIMIT_MAX if size else BURST) + 1 - size
@@ -295,6 +294,7 @@ class StreamLink(asyncio.BufferedProtocol):
 
     def _look(self) -> None:
         self._look_timer = None
+        self._pipe.be_due()
         if not self._is_full:
             self._owner.link_writable(self)
 
