@@ -6,8 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-done
 ARGS ?=
-# Seconds after which all tests together count as hanging: they take under 300 on two free cores, more
-# where others use them as well. One test has 120 (pyproject.toml).
+# Seconds after which all tests together count as hanging: they take some 200 on two slow cores, more where
+# others use them as well. One test has 120 (pyproject.toml).
 TEST_LIMIT ?= 420
 # Test files that run side by side.
 JOBS ?= 3
