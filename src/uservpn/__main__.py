@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from uservpn.cli.main import main
+from uservpn.cli.start import main
 
 if __name__ == "__main__":
     main()

@@ -25,6 +25,7 @@ from uservpn.runtime.clock import monotonic
 from uservpn.runtime.descriptors import SHORTAGE, raise_limit
 from uservpn.runtime.entry import CONNECTIONS_MAX
 from uservpn.runtime.nodes_file import load_nats, load_nodes, save_nats, save_nodes
+from uservpn.runtime.signals import EARLY
 from uservpn.runtime.threads import in_thread
 from uservpn.service import Service, load_plugins, protocols_of
 from uservpn.wire.keys import KeyRing
@@ -82,6 +83,14 @@ async def _serve(config: Config, config_path: Path, servers: tuple[str, ...]) ->
     loop.set_exception_handler(_loop_failed)
     state_dir = state_dir_of(config)
     stop, reload = asyncio.Event(), asyncio.Event()
+    for number, event in (
+        (signal.SIGTERM, stop),
+        (signal.SIGINT, stop),
+        (signal.SIGHUP, reload),
+    ):
+        loop.add_signal_handler(number, event.set)
+    if EARLY.is_reload_wanted:
+        reload.set()
     try:
         service = Service(config, next_boot(state_dir), loop, state_dir)
         control = ControlServer(
@@ -94,26 +103,26 @@ async def _serve(config: Config, config_path: Path, servers: tuple[str, ...]) ->
     load_nodes(state_dir, service.node.directory, monotonic())
     load_nats(state_dir, service.node.reach.bindings.binding)
     keeper = loop.create_task(_keep_nodes(service, state_dir))
-    reloader = loop.create_task(_reload_when_told(service, config_path, servers, reload))
+    reloader: asyncio.Task[None] | None = None
     try:
         try:
             await service.start()
         except OSError as error:
             log.error("%s", error.strerror or error)
             return 1
-        loop.add_signal_handler(signal.SIGTERM, stop.set)
-        loop.add_signal_handler(signal.SIGINT, stop.set)
-        loop.add_signal_handler(signal.SIGHUP, reload.set)
         gc.collect()
         gc.freeze()  # what is loaded stays: no collector pass over it, pages stay shared
         give_back()
-        print(f"ready node {config.node.id} {config.node.name}", flush=True)
+        if not stop.is_set():
+            print(f"ready node {config.node.id} {config.node.name}", flush=True)
+        reloader = loop.create_task(_reload_when_told(service, config_path, servers, reload))
         await stop.wait()
         log.info("stopping")
         return 0
     finally:
         keeper.cancel()
-        reloader.cancel()
+        if reloader is not None:
+            reloader.cancel()
         await service.close()
         _save(service, state_dir)
         await control.close()

@@ -89,6 +89,7 @@ def app(monkeypatch: pytest.MonkeyPatch) -> FakeApp:
     monkeypatch.setitem(sys.modules, "uservpn.demo", fake)
     monkeypatch.setattr(uservpn, "demo", fake, raising=False)
     monkeypatch.setattr(os, "execv", _become)
+    monkeypatch.setattr(daemon.EARLY, "listen", lambda: None)  # this process keeps its own signals
     return fake
 
 

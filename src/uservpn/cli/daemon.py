@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from uservpn.cli.failures import explain
+from uservpn.runtime.signals import EARLY
 
 
 def become(config: Path, servers: tuple[str, ...]) -> NoReturn:
@@ -27,6 +28,7 @@ def become(config: Path, servers: tuple[str, ...]) -> NoReturn:
 
 def run(config: Path, servers: tuple[str, ...]) -> int:
     """Runs the node until it is stopped; the exit status."""
+    EARLY.listen()
     from uservpn import app
 
     try:

@@ -22,6 +22,7 @@ import click
 
 from uservpn import __version__
 from uservpn.cli.group import Group, config_option, config_path, finish, warn
+from uservpn.runtime.signals import release
 
 if TYPE_CHECKING:
     from uservpn.control.config import Config
@@ -32,8 +33,11 @@ STATUS_TIMEOUT_S = 5.0
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, message="uservpn %(version)s")
 @config_option
-def cli() -> None:
+@click.pass_context
+def cli(ctx: click.Context) -> None:
     """A user-space VPN to the internet: several exits behind one SOCKS5 proxy."""
+    if ctx.invoked_subcommand != "run":
+        release()
 
 
 def _number(_ctx: click.Context, _option: click.Parameter, text: str) -> int:
@@ -309,7 +313,7 @@ def key_new() -> None:
 
 
 def main() -> None:
-    """The entry point of the program."""
+    """What `start` calls, the entry point of the program."""
     cli(prog_name="uservpn")
 
 
