@@ -99,6 +99,27 @@ def test_pins_by_number_and_name_and_forgetting() -> None:
     assert not ask(world, "forget", site="example.com")["is_known"]
 
 
+@pytest.mark.parametrize(
+    "site",
+    ["''", "-c x", "https://example.org/", "example.org:443", "a..b", ".", "fe80::x", "a\\b"],
+)
+def test_what_no_program_can_ask_for_is_not_pinned_but_forgotten(site: str) -> None:
+    world = World()
+    with pytest.raises(UservpnError, match="no host name and no address"):
+        ask(world, "pin", site=site, exit=1)
+    assert not ask(world, "sites")["sites"] and not ask(world, "forget", site=site)["is_known"]
+
+
+@pytest.mark.parametrize(
+    "site",
+    ["Example.ORG.", "bücher.example", "localhost", "a_b.example", "[2001:db8::1]", "192.0.2.1"],
+)
+def test_names_and_addresses_in_every_spelling_are_pinned(site: str) -> None:
+    world = World()
+    ask(world, "pin", site=site, exit=2)
+    assert explain(world, site)["exit"] == 2
+
+
 def test_a_strict_session_whose_exit_died_is_said_to_be_refused() -> None:
     rule = Target(Action.EXIT, (Selector(number=2),), is_strict=True, text="2")
     world = World(rules=FakeRules(("a.example.com", rule)))

@@ -13,9 +13,11 @@ from typing import Any, Final
 
 from uservpn.chooser import report
 from uservpn.chooser.chooser import Chooser
+from uservpn.chooser.hosts import number_of
 from uservpn.chooser.site import site_of
 from uservpn.chooser.targets import parse_selector
 from uservpn.errors import UservpnError
+from uservpn.socks.handshake import host_name
 from uservpn.types import NodeId
 
 SITE_COMMANDS: Final = frozenset(("explain", "sites", "pin", "forget"))
@@ -50,11 +52,22 @@ def answer_about_sites(
         is_known = chooser.forget(site)
         changed()
         return {"site": site, "is_known": is_known}
+    if not _is_host(site):  # one that was pinned in spite of that can still be forgotten
+        raise UservpnError(
+            f"{site!r} is no host name and no address: a site is such as example.org"
+        )
     exit = _exit(chooser, request.get("exit"))
     if not chooser.pin(site, exit, now):
         raise UservpnError("there are too many pins: forget some")
     changed()
     return {"site": site, "exit": exit}
+
+
+def _is_host(site: str) -> bool:
+    """Can a program ask for it?"""
+    if ":" in site:
+        return number_of(site) is not None
+    return host_name(site.encode()) is not None and "" not in site.split(".")
 
 
 def _text(request: Mapping[str, Any], key: str) -> str:
