@@ -64,7 +64,7 @@ def way_of(endpoint: Endpoint) -> Way:
 
 
 class FramedTransport:
-    """Where a link writes: each batch becomes one binary frame."""
+    """Where a link writes: each batch becomes one binary frame, or more if it is larger than one may be."""
 
     def __init__(
         self, transport: asyncio.Transport, protocol: ClientProtocol | ServerProtocol
@@ -77,9 +77,11 @@ class FramedTransport:
         self.abort = transport.abort
 
     def writelines(self, batch: Sequence[Buffer]) -> None:
-        """One frame; nothing once the other side has said goodbye."""
+        """Nothing once the other side has said goodbye."""
         if self._protocol.state is State.OPEN:
-            self._protocol.send_binary(b"".join(batch))
+            data = b"".join(batch)
+            for start in range(0, len(data), FRAME_MAX):  # mostly one, which is no copy
+                self._protocol.send_binary(data[start : start + FRAME_MAX])
             self._transport.writelines(self._protocol.data_to_send())
 
 
