@@ -29,6 +29,7 @@ import siokcp
 from uservpn.kit.endpoint import Address, Endpoint
 from uservpn.links import gso
 from uservpn.links.base import LinkOwner
+from uservpn.links.homed import HomedTransport, Remote
 from uservpn.links.pipe import Below, Pipe
 from uservpn.links.stream import StreamLink, stream_caps
 from uservpn.types import Buffer
@@ -333,12 +334,16 @@ class KcpListener(asyncio.DatagramProtocol):
         self._owner = owner
         self._sessions: OrderedDict[tuple[Any, int], KcpSession] = OrderedDict()
         self._unproved: dict[tuple[Any, int], KcpSession] = {}  # oldest first
-        self._transport: asyncio.DatagramTransport | None = None
+        self._transport: asyncio.DatagramTransport | HomedTransport | None = None
         self._is_closing = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The socket is open."""
-        self._transport = cast("asyncio.DatagramTransport", transport)
+        self.stands_on(cast("asyncio.DatagramTransport", transport))
+
+    def stands_on(self, transport: asyncio.DatagramTransport | HomedTransport) -> None:
+        """The socket is open."""
+        self._transport = transport
         gso.size_buffers(transport.get_extra_info("socket"))
 
     def datagram_received(self, data: bytes, addr: Any) -> None:
@@ -376,7 +381,8 @@ class KcpListener(asyncio.DatagramProtocol):
         )
         session.link = link
         link.session = session
-        link.local = _name(transport.get_extra_info("sockname"))
+        host, port = transport.get_extra_info("sockname")[:2]
+        link.local = _name((addr.local or host, port) if isinstance(addr, Remote) else (host, port))
         link.remote = _name(addr)
         link.connection_made(cast("asyncio.BaseTransport", session))
         return session
@@ -436,11 +442,14 @@ class KcpPlugin:
 
     async def serve(self, endpoint: Endpoint, codec: HeaderCodec, owner: LinkOwner) -> KcpListener:
         """Listens. Raises OSError."""
-        loop = asyncio.get_running_loop()
+        listener = KcpListener(codec, owner)
         sock = _bound(endpoint.host, endpoint.port)
-        _, listener = await loop.create_datagram_endpoint(
-            lambda: KcpListener(codec, owner), sock=sock
-        )
+        kind = gso.tell_destinations(sock) if endpoint.address.is_wildcard else 0
+        if kind:
+            listener.stands_on(HomedTransport(sock, kind, listener))
+        else:
+            loop = asyncio.get_running_loop()
+            await loop.create_datagram_endpoint(lambda: listener, sock=sock)
         return listener
 
 
