@@ -9,7 +9,7 @@ from collections import deque
 
 import pytest
 
-from uservpn.links.pipe import LOOK_NEAR_S, QUEUE_S, TURN, TURN_GAIN, Below, Pipe
+from uservpn.links.pipe import LATE_S, LOOK_NEAR_S, TURN, TURN_GAIN, Below, Pipe
 from uservpn.links.tcp import below_of
 from uservpn.tunnel.bbr import CYCLE, State
 
@@ -303,7 +303,7 @@ def test_a_late_loop_makes_no_burst_of_what_it_missed(rate):
         if step == 4000:
             begun = kernel.delivered
         if step > 4000:
-            assert sum(taken) < rate * CYCLE[0] * TURN_GAIN * (0.020 + QUEUE_S) + TURN
+            assert sum(taken) < rate * CYCLE[0] * TURN_GAIN * (0.020 + LATE_S) + TURN
     assert kernel.delivered - begun > 0.8 * 4 * rate
 
 

@@ -42,9 +42,10 @@ UNSENT_MIN: Final = 4 * KIB
 TURN: Final = WINDOW_START // 2
 TURN_S: Final = 0.001
 TURN_GAIN: Final = 1.25
+LATE_S: Final = 0.025
 """Where each segment is our own work, the layer below gets so much at a time, and what else waits has its
 turn before the next. A late loop finds many acknowledgements: room for a burst that makes it later. It
-is the window that bounds the rate, so turns may follow each other somewhat faster."""
+is the window that bounds the rate, so turns may follow each other somewhat faster, and make up for LATE_S."""
 PAUSE_S: Final = 0.2
 LOSSY_ROUNDS: Final = 16
 """For so many round trips after something was resent the path counts as one that loses."""
@@ -217,7 +218,7 @@ class Pipe:
     def _pace(self, now: float) -> None:
         """The room is a turn's at most, and what the pace allows since the last look."""
         pace = TURN_GAIN * self._bbr.pace
-        most = max(TURN, pace * QUEUE_S)
+        most = max(TURN, pace * LATE_S)
         self._credit = min(self._credit + pace * (now - self._looked_at), most)
         self._looked_at = now
         self.pause_s = LOOK_S
