@@ -48,7 +48,7 @@ def ports():
     return [free_port() for _ in range(4)]
 
 
-@pytest.fixture(params=["tcp", "udp"])
+@pytest.fixture(params=["tcp", "udp", "kcp"])
 def kind(request):
     return request.param
 
@@ -72,6 +72,9 @@ def test_one_port_with_other_addresses_and_options(tmp_path, ports, kind):
             go_on()
             links = {link["remote"] for link in client.status()["links"]}
             plain, wide = f"{kind}://127.0.0.1:{mesh}", f"{kind}://0.0.0.0:{mesh}"
+            taken = f"tcp://127.0.0.1:{programs}"
+            server.reload([wide, taken], f"127.0.0.1:{entry}", "the old one stays")
+            go_on()
             server.reload([wide], f"127.0.0.1:{entry}")
             go_on()
             server.reload([wide], f"0.0.0.0:{entry}")

@@ -54,6 +54,80 @@ def test_a_kcp_link_to_any_address_of_the_machine_stands(run, bound, dialled) ->
     run(main())
 
 
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_sessions_go_on_with_the_next_socket_at_their_port(run) -> None:
+    """A listener that is closed keeps its port for them; the next one there takes it, and them, over."""
+
+    async def main() -> None:
+        owner = Owner()
+
+        def offer(stream, host, port) -> None:
+            stream.owner = owner
+            server.node.tunnel(stream).accept(stream)
+            server.kick()
+
+        plugin, server = KcpPlugin(), make_driver({}, 1, {}, offer)
+
+        async def serve(host: str, port: int):
+            return await plugin.serve(Endpoint("kcp", host, port), server.node.codec, server)
+
+        first = await serve("0.0.0.0", 0)
+        port = first.address.port
+        client = make_driver({"kcp": KcpPlugin()}, 7, {1: (f"kcp://127.0.0.2:{port}",)})
+        client.start()
+        try:
+            await _until(lambda: bool(server.links) and bool(client.links))
+            (link,), (other,) = server.links.values(), client.links.values()
+
+            stream = client.open(1, "site.test", 80, Owner())
+
+            async def go_on() -> None:
+                heard, answered = owner.size, other.bytes_in
+                client.write(stream, b"x")
+                await _until(lambda: owner.size > heard and other.bytes_in > answered)
+
+            await _until(lambda: server.link_is_proved(link) and client.link_is_proved(other))
+            first.close()
+            await go_on()
+            narrow = await serve("127.0.0.2", port)
+            await go_on()
+            narrow.close()
+            with pytest.raises(OSError):
+                await serve("192.0.2.77", port)  # no address of this machine, and not in the way
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+                taken.bind(("127.0.0.1", port))
+                with pytest.raises(OSError):
+                    await serve("0.0.0.0", port)
+                await go_on()
+            wide = await serve("0.0.0.0", port)
+            await go_on()
+            wide.close()
+            assert len(server.links) == len(client.links) == 1
+            link.close()
+            await asyncio.sleep(0.01)
+            assert wide.address is None, "the port is free with the last session"
+        finally:
+            await client.close()
+            await server.close()
+            for listener in plugin._listeners:
+                listener.close()
+
+    run(main())
+
+
+class Owner:
+    """A stream's owner that counts."""
+
+    def __init__(self) -> None:
+        self.size = 0
+
+    def stream_data(self, chunk) -> None:
+        self.size += len(chunk)
+
+    def __getattr__(self, name: str):
+        return lambda *words: None
+
+
 class Protocol(asyncio.DatagramProtocol):
     """Keeps what came."""
 

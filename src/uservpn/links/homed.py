@@ -1,4 +1,4 @@
-"""Datagrams of a socket on a wildcard address, each answered from the address to which it came.
+"""Datagrams of a listening socket, each answered from the address to which it came, at wildcards too.
 
 A machine may have several addresses. What a wildcard socket sends leaves from the one that the system
 prefers, and whoever had sent to another one does not know the answer for an answer. So each datagram tells
@@ -35,7 +35,7 @@ class HomedTransport:
     """What a datagram protocol uses of asyncio's transports; addresses that come are `Remote`."""
 
     def __init__(self, sock: socket.socket, kind: int, protocol: asyncio.DatagramProtocol) -> None:
-        """Takes the socket over; `kind` is what `gso.tell_destinations` said of it."""
+        """Takes the socket over; `kind` is what `gso.tell_destinations` said; 0: one address is bound."""
         self._sock = sock
         self._kind = kind
         self._protocol = protocol

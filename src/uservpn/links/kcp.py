@@ -23,6 +23,7 @@ import socket
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, Final, cast
+from weakref import WeakSet
 
 import siokcp
 
@@ -326,16 +327,33 @@ class KcpDialler(asyncio.DatagramProtocol):
             self._transport.close()
 
 
+class _Way:
+    """Where a session's datagrams go."""
+
+    __slots__ = ("addr", "listener")
+
+    def __init__(self, listener: KcpListener, addr: Any) -> None:
+        self.listener = listener
+        self.addr = addr
+
+    def put(self, segments: bytes) -> None:
+        """One datagram."""
+        self.listener.put(segments, self.addr)
+
+
 class KcpListener(asyncio.DatagramProtocol):
-    """The socket of all sessions that others dialled."""
+    """The socket of all sessions that others dialled. They may go on with another socket at its port."""
 
     def __init__(self, codec: HeaderCodec, owner: LinkOwner) -> None:
         self._codec = codec
-        self._owner = owner
         self._sessions: OrderedDict[tuple[Any, int], KcpSession] = OrderedDict()
         self._unproved: dict[tuple[Any, int], KcpSession] = {}  # oldest first
+        self._ways: dict[tuple[Any, int], _Way] = {}
         self._transport: asyncio.DatagramTransport | HomedTransport | None = None
         self._is_closing = False
+        self.owner = owner
+        self.address: Address | None = None
+        """Where it listens; None: not yet, or no more."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The socket is open."""
@@ -344,7 +362,48 @@ class KcpListener(asyncio.DatagramProtocol):
     def stands_on(self, transport: asyncio.DatagramTransport | HomedTransport) -> None:
         """The socket is open."""
         self._transport = transport
+        self._is_closing = False
         gso.size_buffers(transport.get_extra_info("socket"))
+
+    def listen(self, address: Address) -> None:
+        """Opens a socket; of one that was closed the sessions go on with this one. Raises OSError."""
+        old, self.address = self.address, None
+        if self._transport is not None:
+            self._transport.close()
+            self._transport = None
+        try:
+            sock = _bound(*address)
+        except OSError:
+            if old is not None:
+                sock = _bound(*old)
+                self._stand(sock, old)
+                self._is_closing = True
+            raise
+        self._stand(sock, address)
+        for way in self._ways.values():
+            way.addr = tuple(way.addr)  # which address of ours it knows is told anew
+
+    def _stand(self, sock: socket.socket, address: Address) -> None:
+        kind = gso.tell_destinations(sock) if address.is_wildcard else 0
+        self.address = Address(address.host, sock.getsockname()[1])
+        self.stands_on(HomedTransport(sock, kind, self))
+
+    def is_in_the_way_of(self, address: Address, owner: LinkOwner) -> bool:
+        """Does it listen no more, and has its port for its sessions alone?"""
+        mine = self.address
+        return (
+            self._is_closing
+            and self.owner is owner
+            and mine is not None
+            and mine.port == address.port
+            and (":" in mine.host) == (":" in address.host)
+            and (mine.is_wildcard or address.is_wildcard or mine == address)
+        )
+
+    def put(self, segments: bytes, addr: Any) -> None:
+        """A datagram for a session's other end."""
+        if self._transport is not None:
+            self._transport.sendto(_sealed(self._codec, segments), addr)
 
     def datagram_received(self, data: bytes, addr: Any) -> None:
         """To its session, or to a new one. Foreign ones have no effect and no answer."""
@@ -357,6 +416,9 @@ class KcpListener(asyncio.DatagramProtocol):
             if self._is_closing or not _is_first(segments):
                 return
             session = self._accept(*name)
+        way = self._ways[name]
+        if type(way.addr) is tuple:
+            way.addr = addr
         session.receive(segments)
 
     def error_received(self, exc: Exception) -> None:
@@ -369,13 +431,14 @@ class KcpListener(asyncio.DatagramProtocol):
 
     def _accept(self, addr: Any, conversation: int) -> KcpSession:
         self._make_place()
-        transport, codec, owner = self._transport, self._codec, self._owner
+        transport, codec, owner = self._transport, self._codec, self.owner
         assert transport is not None
         name = addr, conversation
         link = KcpLink(codec, owner, accepted=True)
+        way = self._ways[name] = _Way(self, addr)
         session = self._sessions[name] = self._unproved[name] = KcpSession(
             conversation,
-            lambda data: transport.sendto(_sealed(codec, data), addr),
+            way.put,
             lambda: self._forget(name),
             lambda: owner.link_is_proved(link),
         )
@@ -392,7 +455,7 @@ class KcpListener(asyncio.DatagramProtocol):
         if len(self._unproved) < UNPROVED_MAX:
             return
         for name, session in list(self._unproved.items()):
-            if session.link is not None and self._owner.link_is_proved(session.link):
+            if session.link is not None and self.owner.link_is_proved(session.link):
                 del self._unproved[name]
         while len(self._unproved) >= UNPROVED_MAX:
             unproved = self._unproved.values()
@@ -404,11 +467,13 @@ class KcpListener(asyncio.DatagramProtocol):
     def _forget(self, name: tuple[Any, int]) -> None:
         self._sessions.pop(name, None)
         self._unproved.pop(name, None)
+        self._ways.pop(name, None)
         self._close_if_empty()
 
     def _close_if_empty(self) -> None:
         if self._is_closing and not self._sessions and self._transport is not None:
             self._transport.close()
+            self._transport = self.address = None
 
 
 def _is_first(segments: bytes) -> bool:
@@ -431,6 +496,9 @@ class KcpPlugin:
 
     scheme = "kcp"
 
+    def __init__(self) -> None:
+        self._listeners: WeakSet[KcpListener] = WeakSet()
+
     async def connect(self, endpoint: Endpoint, codec: HeaderCodec, owner: LinkOwner) -> StreamLink:
         """Opens a socket; that somebody answers is seen by the first message. Raises OSError."""
         loop = asyncio.get_running_loop()
@@ -442,19 +510,15 @@ class KcpPlugin:
 
     async def serve(self, endpoint: Endpoint, codec: HeaderCodec, owner: LinkOwner) -> KcpListener:
         """Listens. Raises OSError."""
-        listener = KcpListener(codec, owner)
-        sock = _bound(endpoint.host, endpoint.port)
-        kind = gso.tell_destinations(sock) if endpoint.address.is_wildcard else 0
-        if kind:
-            listener.stands_on(HomedTransport(sock, kind, listener))
-        else:
-            loop = asyncio.get_running_loop()
-            await loop.create_datagram_endpoint(lambda: listener, sock=sock)
+        parting = (one for one in self._listeners if one.is_in_the_way_of(endpoint.address, owner))
+        listener = next(parting, None) or KcpListener(codec, owner)
+        listener.listen(endpoint.address)
+        self._listeners.add(listener)
         return listener
 
 
 def _bound(host: str, port: int) -> socket.socket:
-    """A socket for one address family alone. Raises OSError, with the system's number (a loop's has none)."""
+    """A socket for one address family alone. Raises OSError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_DGRAM)
     try:
