@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from uservpn.tunnel.bbr import Bbr
@@ -52,6 +52,10 @@ class Conditions:
     queue: int = 1_250_000
     loss: float = 0.0
     jitter_s: float = 0.0
+    keeps_order: bool = False
+    """Nothing overtakes: what comes later than it might waits together with what is late (Wi-Fi, mobile)."""
+    slot_s: float = 0.0
+    """What leaves the queue within so long is late by the same."""
 
 
 class Bottleneck:
@@ -65,6 +69,8 @@ class Bottleneck:
         self.dropped = 0
         self.is_hole = False
         self.delays: list[float] = []
+        self._last_at = self._late_s = 0.0
+        self._slot: float | None = None
 
     def backlog(self) -> float:
         return max(0.0, self.free_at - self.clock.now) * self.now_is.rate
@@ -78,8 +84,13 @@ class Bottleneck:
         self.delays.append(self.free_at - clock.now)
         if self.is_hole or self.rng.random() < here.loss:
             return
-        late = self.rng.random() * here.jitter_s
-        clock.at(self.free_at + here.rtt_s / 2 + late, arrive)
+        slot = self.free_at // here.slot_s if here.slot_s else None
+        if slot is None or slot != self._slot:
+            self._slot, self._late_s = slot, self.rng.random() * here.jitter_s
+        when = self.free_at + here.rtt_s / 2 + self._late_s
+        if here.keeps_order:
+            when = self._last_at = max(self._last_at, when)
+        clock.at(when, arrive)
 
 
 class End:
@@ -165,7 +176,7 @@ class Line:
         self.forth = forth or Bottleneck(self.clock, conditions, self.rng)
         self.back = Bottleneck(
             self.clock,
-            Conditions(1e9, conditions.rtt_s, 1 << 30, conditions.loss, conditions.jitter_s),
+            replace(conditions, rate=1e9, queue=1 << 30),
             self.rng,
         )
         self.path = Path(1, controller())

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from collections import deque
 
+from cubic_window import CubicWindow
 from uservpn.tunnel.congestion import Sample
-from uservpn.tunnel.cubic import CubicWindow
 
 MESSAGE = 1400
 START = 32 * MESSAGE
 
 
 class Cubic:
-    """Loss-based: the shipped window (`uservpn.tunnel.cubic`) as a controller, with TCP's slow start."""
+    """Loss-based: the window of `cubic_window` as a controller, with TCP's slow start."""
 
     is_starting = False
 

@@ -8,21 +8,17 @@ says nothing, so random loss costs what it loses and not more.
 
 These things differ; docs/congestion.md has the measurements behind them:
 
-- The pace makes up for random loss. Its share is the lowest that any round of the last cycles saw, rounds
-  with a drained queue among them, so loss that our own queue causes is not made up for.
+- The pace makes up for random loss. Its share is the lowest of the last blocks of rounds in which no queue
+  stood: what a full queue drops is not made up for.
 - While a queue stands (round trips far above the shortest) the rate is believed for RATE_ROUNDS_QUEUED
   rounds instead of RATE_ROUNDS: a path whose rate fell by ten is followed within a few round trips.
 - To see the empty path again it halves what is on it (as BBRv2 does) instead of cutting to 4 messages.
 - Flows that share a path end up with equal rates: their windows have a part that grows with the root of the
   rate only. A round that lost messages while a queue stood shrinks all that goes beyond 1.0 (as BBRv2 does).
-- A round trip that stays the same although much less is on the path is no queue's: the path has become
-  longer, and is looked at from the beginning (tunnel/longer.py).
-- Where the queue stands round after round although no more than 1.25 rates times round trips of ours are on
-  the path, it may be somebody else's: it is if it hardly runs off when we leave 1.0 there (on a slow path the
-  least window is a queue of its own). Then it *competes*: its window is CUBIC's (tunnel/cubic.py) where
-  that is larger. Every RIVAL_ROUNDS rounds, best right after a loss (when others shrink, too), it lets its
-  share of the queue run off: if nothing of it is left then, there is no rival any more. The idea of two modes
-  is Copa's (Arun and Balakrishnan, NSDI 2018) and Nimbus's (Goyal et al., SIGCOMM 2022).
+- A round trip that stays the same although much less, or more, is on the path is no queue's: the path has
+  become longer, and its rate is looked for again (tunnel/longer.py).
+- What a path holds back and lets go together widens the window (`extra_acked` of the later drafts;
+  tunnel/bunches.py), and round trips that it explains count as no queue.
 """
 
 from __future__ import annotations
@@ -31,9 +27,9 @@ import enum
 import math
 from typing import Final
 
+from uservpn.tunnel.bunches import Bunches
 from uservpn.tunnel.congestion import Sample
-from uservpn.tunnel.cubic import BETA, CubicWindow
-from uservpn.tunnel.longer import SAME_GAIN, SAME_S, LongerPath
+from uservpn.tunnel.longer import LongerPath
 from uservpn.tunnel.rates import Lowest, RateFilter
 
 MESSAGE: Final = 1400
@@ -65,32 +61,18 @@ FAIR: Final = 2.0
 share must not be in proportion to its rate, or flows would keep whatever rates they happen to have."""
 RTT_WINDOW_S: Final = 5.0
 PROBE_RTT_S: Final = 0.2
-RIVAL_ROUNDS: Final = 10
-"""A queue that stands for so many rounds, one whole cycle among them, is somebody else's."""
-TEST_ROUNDS: Final = 16
-TEST_ROUNDS_LOSS: Final = 4
-"""Rounds of competing until it is tested whether the rival is still there; fewer when something got lost."""
 DRAINED_GAIN: Final = 1.25
 DRAINED_S: Final = 0.005
 """A round trip that is no longer than so many of the shortest ones, and this, saw no queue."""
-SAME_COUNT: Final = 3
-"""So many tests in a row with the same shortest round trip: no rival, the path itself has become longer."""
-OURS: Final = 0.75
-"""When so much of a queue runs off as it would if nobody else were there, it was our own."""
-SMALL_SHARE: Final = 0.25
-GENTLE: Final = 0.85
-"""A share of the path that is smaller than this is reduced to so much by a loss, so that it grows: who filled
-the queue before us would keep most of it for a minute."""
-TEST_MIN: Final = 2 * MESSAGE
-"""The least window while the empty path is looked for: with WINDOW_MIN nothing runs off on a slow one."""
-COMPETE_START: Final = 0.25
-"""Until the first loss the window grows by so much of what is confirmed."""
-COMPETE_PACE: Final = 1.25
 QUANTUM_S: Final = 0.005
 """Bursts, and reports that tell of many messages at once, need so much beyond the model's window."""
+OWN_S: Final = 0.012
+"""Bunches of so long are made by our own bursts and reports."""
 WINDOW_START: Final = 32 * MESSAGE
 WINDOW_MIN: Final = 4 * MESSAGE
-PACE_MIN: Final = 2.0 * MESSAGE / 0.1
+PROBE_MIN: Final = 2 * MESSAGE
+"""The least window while the shortest round trip is looked for: four are a queue on a slow path."""
+PACE_MIN: Final = 1.0 * MESSAGE
 
 
 class State(enum.Enum):
@@ -100,8 +82,6 @@ class State(enum.Enum):
     DRAIN = enum.auto()
     CYCLE = enum.auto()
     PROBE_RTT = enum.auto()
-    COMPETE = enum.auto()
-    TEST = enum.auto()
 
 
 class Bbr:
@@ -118,6 +98,7 @@ class Bbr:
         self._rtt_min_at = 0.0
         self._rates = RateFilter()
         self._losses = Lowest(LOSS_ROUNDS)
+        self._bunches = Bunches()
         self._round = 0
         self._round_acked = 0
         self._round_lost = 0
@@ -136,23 +117,11 @@ class Bbr:
         self._last_total = 0
         self._block_lost = 0
         self._block_total = 0
-        self._queued_rounds = 0
-        self._window_before = 0
-        """The window when no queue stood: a rival's starves it before it counts as one."""
         self._longer = LongerPath()
         self._spare = 1.0
         self._fair = FAIR if shares else 0.0
         self._queue_lost = 0
-        self._cubic: CubicWindow | None = None
-        self._compete_rounds = 0
-        self._test_at = 0.0
-        self._test_rtt_s = 1e9
-        self._before_rtt_s = 0.0
-        self._share = 1.0
-        """Of the path's rate, by the last test."""
-        """The round trip in the queue that is tested."""
         self._drained_at: float | None = None
-        self._tests: list[float] = []
 
     @property
     def is_starting(self) -> bool:
@@ -184,6 +153,7 @@ class Bbr:
             self._note_rtt(sample.rtt_s, now)
         if sample.rate is not None and (not sample.is_limited or sample.rate > self.rate):
             self._rates.add(self._round, sample.rate)
+        self._bunches.note(self._round, sample.acked, self.rate, now)
         if sample.is_round:
             self._end_round(sample)
         if self.state is State.START and self._full_rounds >= START_ROUNDS:
@@ -192,10 +162,6 @@ class Bbr:
             self._enter_cycle(2, now)
         if self.state is State.CYCLE:
             self._follow_cycle(sample)
-        if self.state is State.COMPETE:
-            self._compete(sample)
-        elif self.state is State.TEST:
-            self._test(sample)
         self._follow_probe_rtt(sample)
         self._set(sample)
 
@@ -214,9 +180,7 @@ class Bbr:
 
         So on a path that is that slow the queue is a small one.
         """
-        self._cubic = None
         self._longer.forget()
-        self._tests.clear()
         self._start_size = WINDOW_MIN
         self._look_for_rate()
 
@@ -238,14 +202,16 @@ class Bbr:
         self._round += 1
         lost = self._round_lost
         total = self._round_acked + lost
-        self._block_lost += self._round_lost
-        self._block_total += total
-        if self._block_total >= LOSS_BLOCK:
-            self._losses.add(self._block_lost / self._block_total)
-            self._block_lost = self._block_total = 0
         rtt_min = self.rtt_min_s or self._round_rtt_s
         # a round in which only resends were confirmed showed no round trip, and no queue
-        self._is_queued = QUEUED_GAIN * rtt_min + QUEUED_S < self._round_rtt_s < 1e9
+        queued_s = QUEUED_GAIN * rtt_min + QUEUED_S + self._held_s
+        self._is_queued = queued_s < self._round_rtt_s < 1e9
+        if not self._is_queued:  # what a full queue drops is not random
+            self._block_lost += lost
+            self._block_total += total
+            if self._block_total >= LOSS_BLOCK:
+                self._losses.add(self._block_lost / self._block_total)
+                self._block_lost = self._block_total = 0
         is_congested = self._queue_lost > 2.0 * self.loss * total
         self._queue_lost = 0
         if self.state is State.CYCLE:
@@ -253,23 +219,13 @@ class Bbr:
                 self._spare = max(SPARE_MIN, self._spare * SPARE_CUT)
             else:
                 self._spare = min(1.0, self._spare + SPARE_STEP)
-        if self.state is State.COMPETE:
-            self._end_compete_round(sample)
         self._look_whether_longer(sample)
         self._round_acked = self._round_lost = 0
-        rtt_s, self._round_rtt_s = self._round_rtt_s, 1e9
+        self._round_rtt_s = 1e9
         if self.state is State.CYCLE:  # while a queue runs off no rate of the path is measured
             self._rates.forget(
                 self._round - (RATE_ROUNDS_QUEUED if self._is_queued else RATE_ROUNDS)
             )
-            if not self._is_queued:
-                self._queued_rounds, self._window_before = 0, self.window
-            else:
-                self._queued_rounds += 1
-            if self._queued_rounds >= RIVAL_ROUNDS:
-                self._enter_test(rtt_s, sample.now)
-        elif self.state is State.COMPETE or self.state is State.TEST:
-            self._rates.forget(self._round - RATE_ROUNDS)
         # a few messages of a source that has no more make no queue: they tell nothing of the rate
         is_trickle = sample.is_limited and max(total, self._last_total) < WINDOW_START
         if self.state is State.START and not is_trickle:
@@ -279,9 +235,9 @@ class Bbr:
 
     def _look_whether_longer(self, sample: Sample) -> None:
         """A path that has become longer is no queue: it is another path, whose rate is looked for anew."""
-        if self.state not in (State.CYCLE, State.COMPETE, State.TEST) or self._round_rtt_s >= 1e9:
+        if self.state is not State.CYCLE or self._round_rtt_s >= 1e9:
             return
-        if self._is_drained(self._round_rtt_s):
+        if self._round_rtt_s <= DRAINED_GAIN * (self.rtt_min_s or 0.1) + DRAINED_S:
             self._longer.forget()
             return
         rtt_s = self._longer.note(self._round_rtt_s, sample.inflight)
@@ -294,7 +250,6 @@ class Bbr:
     def _look_for_rate(self) -> None:
         self.state = State.START
         self._full_rate = self._full_rounds = 0
-        self._queued_rounds = 0
         self._spare = 1.0
         self._is_queued = False
 
@@ -311,89 +266,8 @@ class Bbr:
             else:
                 self._full_rounds += 1
 
-    # --- beside a rival --------------------------------------------------------------------------
-
-    def _enter_compete(self) -> None:
-        if self._cubic is None:
-            size = max(self.window, self._window_before)
-            self._cubic = CubicWindow(size, MESSAGE, COMPETE_START)
-        self.state = State.COMPETE
-        self._compete_rounds = 0
-
-    def _compete(self, sample: Sample) -> None:
-        assert self._cubic is not None
-        if not sample.is_limited:
-            self._cubic.grow(sample.acked, sample.rtt_s or self.rtt_min_s or 0.1, sample.now)
-
-    def _end_compete_round(self, sample: Sample) -> None:
-        assert self._cubic is not None
-        self._compete_rounds += 1
-        total = self._round_acked + self._round_lost
-        # loss that is there whatever is sent tells nothing of the queue
-        is_lost = self._round_lost > 2.0 * self.loss * total
-        if is_lost:
-            self._cubic.reduce(GENTLE if self._share < SMALL_SHARE else BETA)
-        if self._is_drained(self._round_rtt_s):
-            self._end_compete(sample.now)
-        elif self._compete_rounds >= (TEST_ROUNDS_LOSS if is_lost else TEST_ROUNDS):
-            self._enter_test(self._round_rtt_s, sample.now)
-
-    def _enter_test(self, rtt_s: float, now: float) -> None:
-        self.state = State.TEST
-        self._test_at = now
-        if rtt_s < 1e9:
-            self._before_rtt_s = rtt_s
-        self._test_rtt_s = 1e9
-        self._drained_at = None
-
-    def _ours(self) -> float:
-        """Our share of the path's rate.
-
-        If nobody else is there the round trip follows what is on the path; beside a rival it falls by our
-        share of that only.
-        """
-        alone = max(self.rtt_min_s or 0.1, max(self._product(1.0), TEST_MIN) / max(self.rate, 1.0))
-        return (self._before_rtt_s - self._test_rtt_s) / max(self._before_rtt_s - alone, 0.001)
-
-    def _test(self, sample: Sample) -> None:
-        """Our share of the queue runs off, and one round trip more shows what is left of it."""
-        now = sample.now
-        rtt = sample.rtt_s or self.rtt_min_s or 0.1
-        if sample.rtt_s is not None:
-            self._test_rtt_s = min(self._test_rtt_s, sample.rtt_s)
-        if self._drained_at is None and sample.inflight <= max(self._product(1.05), TEST_MIN):
-            self._drained_at = now
-        is_over = self._drained_at is not None and now > self._drained_at + rtt
-        if self._is_drained(self._test_rtt_s):
-            self._end_compete(now)
-        elif is_over or now > self._test_at + 4.0 * rtt:
-            self._share = self._ours()
-            if self._share >= OURS:
-                self._end_compete(now)
-                return
-            if self._cubic is None:  # the first one
-                self._enter_compete()
-                return
-            self._tests = [*self._tests[1 - SAME_COUNT :], self._test_rtt_s]
-            if (
-                len(self._tests) == SAME_COUNT
-                and max(self._tests) <= SAME_GAIN * min(self._tests) + SAME_S
-            ):
-                self.rtt_min_s = min(self._tests)
-                self._rtt_min_at = now
-                self._end_compete(now)
-            else:
-                self._enter_compete()
-
-    def _end_compete(self, now: float) -> None:
-        self._cubic = None
-        self._longer.forget()
-        self._tests.clear()
-        self._queued_rounds = 0
-        self._enter_cycle(2, now)
-
     def _is_drained(self, rtt_s: float) -> bool:
-        return rtt_s <= DRAINED_GAIN * (self.rtt_min_s or 0.1) + DRAINED_S
+        return rtt_s <= DRAINED_GAIN * (self.rtt_min_s or 0.1) + DRAINED_S + self._held_s
 
     # --- the cycle -------------------------------------------------------------------------------
 
@@ -424,7 +298,7 @@ class Bbr:
     def _follow_probe_rtt(self, sample: Sample) -> None:
         now = sample.now
         if self.state is State.PROBE_RTT:
-            if self._drained_at is None and sample.inflight <= max(self._probe_size, TEST_MIN):
+            if self._drained_at is None and sample.inflight <= max(self._probe_size, PROBE_MIN):
                 self._drained_at = now
                 self._probe_until = now + max(PROBE_RTT_S, self._probe_rtt_s)
             if now >= self._probe_until:
@@ -442,6 +316,16 @@ class Bbr:
             self._probe_size = self._product(0.5)
             self.rtt_min_s = rtt_s  # what it is today will show now
 
+    @property
+    def _bunch(self) -> float:
+        """Bytes that the path lets go together, beyond what our own bursts and reports explain."""
+        return max(0.0, self._bunches.size - max(OWN_S * self.rate, WINDOW_MIN))
+
+    @property
+    def _held_s(self) -> float:
+        """A round trip may take so much longer in an empty path."""
+        return self._bunch / max(self.rate, 1.0)
+
     def _product(self, gain: float) -> float:
         """`gain` times rate times shortest round trip, with what is lost on the way."""
         return gain * self.rate * (self.rtt_min_s or 0.1) / (1.0 - self.loss)
@@ -456,10 +340,6 @@ class Bbr:
             pace_gain, window_gain = 1 / START_GAIN, 1.0
         elif self.state is State.PROBE_RTT:
             pace_gain, window_gain = 0.5, 0.5  # no bursts either: they are queues of their own
-        elif self.state is State.COMPETE:
-            pace_gain, window_gain = 1.0, WINDOW_GAIN
-        elif self.state is State.TEST:
-            pace_gain, window_gain = 1.0, 1.0
         else:
             pace_gain, window_gain = CYCLE[self._phase], WINDOW_GAIN
         pace = pace_gain * rate / (1.0 - self.loss)
@@ -467,15 +347,12 @@ class Bbr:
         if self.state is State.START:
             window += 2 * QUANTUM_S * rate
         elif self.state is State.CYCLE:
-            base = self._product(1.0)
+            base = self._product(1.0) + self._bunch
+            window += self._bunch
             window += 2 * QUANTUM_S * rate + self._fair * math.sqrt(window * MESSAGE)
             window = base + self._spare * (window - base)
-        if self.state is State.COMPETE and self._cubic is not None:
-            window = max(window, self._cubic.size)
-            pace = max(pace, COMPETE_PACE * window / (sample.rtt_s or self.rtt_min_s))
         if self.state is State.START:
             pace = max(pace, START_GAIN * self._start_size / max(self.rtt_min_s, 0.001))
             window = max(window, self._start_size)
         self.pace = max(pace, PACE_MIN)
-        is_looking = self.state is State.TEST or self.state is State.PROBE_RTT
-        self.window = max(int(window), TEST_MIN if is_looking else WINDOW_MIN)
+        self.window = max(int(window), PROBE_MIN if self.state is State.PROBE_RTT else WINDOW_MIN)

@@ -18,14 +18,14 @@ LESS: Final = 0.75
 what counts as the same, also where a rival has two thirds of it."""
 LESS_MIN: Final = 8 << 10
 """But never fewer bytes than this: a few messages more or less at the end of a round are chance."""
-LESS_ROUNDS: Final = 2
-"""Rounds with less until its effect is seen for sure: what one confirms left in the one before."""
+OTHER_ROUNDS: Final = 2
+"""Rounds with less, or more, until its effect is seen for sure: what one confirms left in the one before."""
 
 
 class LongerPath:
     """Rounds in which the round trip is far above the shortest one."""
 
-    __slots__ = ("_high_s", "_less_rounds", "_low_s", "_most")
+    __slots__ = ("_high_s", "_least", "_low_s", "_most", "_other_rounds")
 
     def __init__(self) -> None:
         self._low_s = 0.0
@@ -34,20 +34,24 @@ class LongerPath:
     def forget(self) -> None:
         """The round trip is short again, or there is none."""
         self._low_s = self._high_s = 0.0
-        self._most = 0
-        self._less_rounds = 0
+        self._most = self._least = 0
+        self._other_rounds = 0
 
     def note(self, rtt_s: float, inflight: int) -> float | None:
         """A round's shortest round trip, and the bytes on the path at its end; returns a longer path's."""
         low_s, high_s = min(self._low_s, rtt_s), max(self._high_s, rtt_s)
         if not self._low_s or high_s > SAME_GAIN * low_s + SAME_S:
             self._low_s = self._high_s = rtt_s
-            self._most, self._less_rounds = inflight, 0
+            self._most = self._least = inflight
+            self._other_rounds = 0
             return None
         self._low_s, self._high_s = low_s, high_s
         self._most = max(self._most, inflight)
-        if inflight > min(LESS * self._most, self._most - LESS_MIN):
-            self._less_rounds = 0
+        self._least = min(self._least, inflight)
+        is_less = inflight <= min(LESS * self._most, self._most - LESS_MIN)
+        is_more = self._least <= min(LESS * inflight, inflight - LESS_MIN)
+        if not is_less and not is_more:
+            self._other_rounds = 0
             return None
-        self._less_rounds += 1
-        return low_s if self._less_rounds > LESS_ROUNDS else None
+        self._other_rounds += 1
+        return low_s if self._other_rounds > OTHER_ROUNDS else None

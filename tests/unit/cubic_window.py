@@ -43,10 +43,10 @@ class CubicWindow:
         step = min(target, GROWTH_MAX * here) - here
         self.size += max(step, RENO) / here * acked
 
-    def reduce(self, beta: float = BETA) -> None:
-        """Something was lost: `beta` of the window is left; at most once in a round trip."""
+    def reduce(self) -> None:
+        """Something was lost; at most once in a round trip."""
         is_lower = self.size < self._top
         self._top = self.size * (1.0 + BETA) / 2.0 if is_lower else self.size
-        self.size = max(2.0 * self._message, self.size * beta)
+        self.size = max(2.0 * self._message, self.size * BETA)
         self._peak_at = max(0.0, (self._top - self.size) / self._message / C) ** (1 / 3)
         self._began = None
