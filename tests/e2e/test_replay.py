@@ -56,7 +56,9 @@ def test_a_connection_from_its_first_contact_on_played_to_the_server(mesh, site)
         ((up, _),) = mesh.cutter.record
         mesh.cutter.record = None
         heard = bytes(up.heard)
-        _download(mesh, site)  # what is still under way would be new to the server, whoever brings it
+        _download(
+            mesh, site
+        )  # what is still under way would be new to the server, whoever brings it
         with socket.create_connection(("127.0.0.1", mesh.server_port), 5) as replay:
             replay.sendall(heard)
             _download(mesh, site)

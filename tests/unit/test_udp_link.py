@@ -601,12 +601,38 @@ def test_links_go_on_at_the_same_port_where_a_listener_is_replaced(run):
             await bench.listen()  # another one, which could have the links
             bench.server.unlisten(bench.sock)
             wider = await bench.server.serve(Endpoint("udp", "0.0.0.0", port), CODEC, bench.there)
-            async with asyncio.timeout(PATIENCE_S):
-                while accepted.sock is not wider.sock:
-                    await asyncio.sleep(0.01)
-            accepted.send(_message(2, 100, rng))
+            for number in range(2, 12):  # the peer sends all the while
+                bench.link.send(_message(number, 100, rng))
+                await asyncio.sleep(udp.PARTING_S / 5)
+            await bench.there.until(lambda: len(bench.there.got) == 11)
+            accepted.send(_message(12, 100, rng))
             await bench.here.until(lambda: bench.here.got)
+            assert accepted.sock is wider.sock and set(bench.there.by) == {accepted}
+            assert bench.there.opened == [accepted] and not bench.there.closed
             assert bench.here.by == [bench.link] and not bench.here.opened
+
+    run(work)
+
+
+@pytest.mark.parametrize("is_proved", [True, False])
+def test_a_proved_link_that_moves_ends_an_unproved_one_of_the_same_peer(run, is_proved):
+    """As where a listener is replaced by one at another port, to which the peer has found by itself."""
+    rng = random.Random(3)
+
+    async def work() -> None:
+        async with Bench() as bench:
+            bench.link.send(_message(1, 100, rng))
+            await bench.there.until(lambda: bench.there.got)
+            (accepted,) = bench.there.opened
+            if is_proved:
+                bench.there.proved.add(accepted)
+            other = await bench.listen()
+            newer = bench.server.accept(other, accepted.address)
+            bench.server.unlisten(bench.sock)
+            await bench.there.until(lambda: bench.there.closed)
+            stays, ends = (accepted, newer) if is_proved else (newer, accepted)
+            assert [link for link, _ in bench.there.closed] == [ends]
+            assert other.links == {accepted.address: stays} and stays.sock is other
 
     run(work)
 

@@ -72,6 +72,7 @@ class UdpPlugin:
         self.sealing = Slots(SEALING_SIZE)
         self._listening: list[UdpSocket] = []
         self._dialling: dict[int, UdpSocket] = {}
+        self._parting: list[UdpSocket] = []  # closed, with links that wait for another socket
         self._unproved: dict[UdpLink, None] = {}  # oldest first
         self._is_closed = False
 
@@ -94,10 +95,13 @@ class UdpPlugin:
         return link
 
     async def serve(self, endpoint: Endpoint, codec: HeaderCodec, owner: LinkOwner) -> UdpListener:
-        """Listens. Raises OSError."""
+        """Listens. Links that waited for one at this port have it before it is read. Raises OSError."""
         family, address = _resolve(endpoint)
         sock = _open(family, address, codec, owner, self, is_listening=True)
         self._listening.append(sock)
+        for old in self._parting:
+            if (old.family, old.port) == (sock.family, sock.port):
+                self._take_over(old, sock)
         wanted = gso.BUFFER_WANTED
         if min(sock.receive_buffer, sock.send_buffer) < wanted:
             log.info(
@@ -184,10 +188,21 @@ class UdpPlugin:
         self._listening.remove(sock)
         sock.close()
         if sock.links:
+            self._parting.append(sock)
             asyncio.get_running_loop().call_later(PARTING_S, self._part, sock)
 
+    def _take_over(self, old: UdpSocket, new: UdpSocket) -> None:
+        """Links of a closed socket go on from one at its port, if their peers know them by that address.
+
+        What their peers send would make links of its own there, and these would be in the way.
+        """
+        for link in list(old.links.values()):
+            if new.is_wildcard or link.local == endpoint_text(new.host, new.port):
+                self._move(link, new)
+
     def _part(self, sock: UdpSocket) -> None:
-        """The links of a socket that is closed go on from others."""
+        """The links of a socket that is closed, and was not replaced, go on from others."""
+        self._parting.remove(sock)
         for link in list(sock.links.values()) if not self._is_closed else ():
             to = Place(str(link.address[0]), 1)
             try:
@@ -199,12 +214,16 @@ class UdpPlugin:
                 self._move(link, new)
 
     def _move(self, link: UdpLink, new: UdpSocket) -> None:
-        """It goes on from another socket."""
-        if link.address in new.links:  # the same peer is linked from there, too
-            link.close()
-        else:
-            new.adopt(link)
-            self._resize(link)
+        """It goes on from another socket, unless its peer is linked from there, too, as well or better."""
+        other = new.links.get(link.address)
+        if other is not None:
+            is_proved = link.owner.link_is_proved
+            if other.is_dialled or is_proved(other) or not is_proved(link):
+                link.close()
+                return
+            new.forget(other)
+        new.adopt(link)
+        self._resize(link)
 
     def _resize(self, link: UdpLink, failed: int = PACKET_MAX) -> None:
         """Looks again at how the system sends there; `failed`: it has just refused this size."""
