@@ -12,7 +12,7 @@ from test_mesh_e2e import _server, _states
 MIB = 1 << 20
 SHARE = 0.25
 SIZE = 24 * MIB
-RUN = 5
+RUN = 8
 """So many uploads in a row are looked at together."""
 MOST = 40
 

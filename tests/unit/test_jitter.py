@@ -1,7 +1,7 @@
 """Laws of paths that hold packets back and let them go together, and of those that shuffle them.
 
 Wi-Fi and mobile networks keep the order: what would be early waits for what is late. The window has to last
-for that long. 20 Mbit/s, 50 ms, a queue of one round trip, in simulated time.
+for that long. 50 ms, 20 Mbit/s and a queue of one round trip if nothing else is said; simulated time.
 """
 
 from __future__ import annotations
@@ -27,6 +27,22 @@ def test_bulk_fills_a_path_with_jitter(jitter_s, keeps_order, slot_s, loss):
     line.fill()
     line.ask(0.25)
     assert line.goodput(4.0, 9.0) >= 0.8 * (1 - loss) * BEST * RATE
+
+
+@pytest.mark.parametrize(("fall", "jitter_s"), [(10, 0.1), (10, 0.03), (30, 0.0)])
+def test_after_the_rate_fell_the_queue_runs_off(fall, jitter_s):
+    """Round trips take seconds then; what is seen of them while the queue runs off is not the path's."""
+    rate = 4e6 / 8
+    path = Conditions(rate, RTT, int(rate * 4.0 / fall), 0.0, jitter_s, True, 0.02)
+    line = Line(path, seed=1)
+    line.fill()
+    line.clock.run(8.0)
+    line.forth.now_is.rate = rate / fall
+    line.clock.run(38.0)
+    line.forth.delays.clear()
+    assert line.goodput(38.0, 48.0) >= 0.75 * rate / fall
+    delays = sorted(line.forth.delays)
+    assert delays[len(delays) // 2] <= 0.6
 
 
 def test_a_path_that_delivers_evenly_has_no_bunches_to_speak_of():

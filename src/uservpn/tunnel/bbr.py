@@ -67,7 +67,10 @@ DRAINED_S: Final = 0.005
 QUANTUM_S: Final = 0.005
 """Bursts, and reports that tell of many messages at once, need so much beyond the model's window."""
 OWN_S: Final = 0.012
-"""Bunches of so long are made by our own bursts and reports."""
+OWN_GAIN: Final = 0.2
+OWN_MAX_S: Final = 0.02
+"""Bunches of so long, or of such a part of the shortest round trip, but no longer, are made by our own bursts, by
+reports and by loops that are late."""
 WINDOW_START: Final = 32 * MESSAGE
 WINDOW_MIN: Final = 4 * MESSAGE
 PROBE_MIN: Final = 2 * MESSAGE
@@ -112,7 +115,7 @@ class Bbr:
         self._probe_until = 0.0
         self._probe_rtt_s = 0.0
         self._probe_size = 0.0
-        """While the shortest round trip is looked for: what it was, and the window."""
+        """While the shortest round trip is looked for: what it is today, and the window."""
         self._is_silent = False
         self._last_total = 0
         self._block_lost = 0
@@ -206,7 +209,7 @@ class Bbr:
         # a round in which only resends were confirmed showed no round trip, and no queue
         queued_s = QUEUED_GAIN * rtt_min + QUEUED_S + self._held_s
         self._is_queued = queued_s < self._round_rtt_s < 1e9
-        if not self._is_queued:  # what a full queue drops is not random
+        if not self._is_queued or lost < self.loss * total:  # what a full queue drops is not random
             self._block_lost += lost
             self._block_total += total
             if self._block_total >= LOSS_BLOCK:
@@ -222,7 +225,10 @@ class Bbr:
         self._look_whether_longer(sample)
         self._round_acked = self._round_lost = 0
         self._round_rtt_s = 1e9
-        if self.state is State.CYCLE:  # while a queue runs off no rate of the path is measured
+        if self.state in (
+            State.CYCLE,
+            State.PROBE_RTT,
+        ):  # in others a queue runs off: no rate is measured
             self._rates.forget(
                 self._round - (RATE_ROUNDS_QUEUED if self._is_queued else RATE_ROUNDS)
             )
@@ -296,30 +302,34 @@ class Bbr:
             self._enter_cycle((self._phase + 1) % len(CYCLE), sample.now)
 
     def _follow_probe_rtt(self, sample: Sample) -> None:
-        now = sample.now
+        now, rtt_s = sample.now, sample.rtt_s
         if self.state is State.PROBE_RTT:
+            self._probe_rtt_s = min(self._probe_rtt_s, rtt_s or 1e9)
             if self._drained_at is None and sample.inflight <= max(self._probe_size, PROBE_MIN):
                 self._drained_at = now
-                self._probe_until = now + max(PROBE_RTT_S, self._probe_rtt_s)
+                # what is confirmed first left while the path was full
+                trip_s = max(self.rtt_min_s or 0.0, rtt_s or 0.0)
+                self._probe_until = now + max(PROBE_RTT_S, trip_s)
             if now >= self._probe_until:
+                self.rtt_min_s = self._probe_rtt_s
                 self._rtt_min_at = now
                 self._enter_cycle(2, now)
         elif (
             self.state is State.CYCLE
             and now > self._rtt_min_at + RTT_WINDOW_S
-            and (rtt_s := sample.rtt_s) is not None
+            and rtt_s is not None
         ):
             self.state = State.PROBE_RTT
             self._drained_at = None
             self._probe_until = now + max(PROBE_RTT_S, 4.0 * rtt_s)
-            self._probe_rtt_s = self.rtt_min_s or rtt_s
             self._probe_size = self._product(0.5)
-            self.rtt_min_s = rtt_s  # what it is today will show now
+            self._probe_rtt_s = rtt_s
 
     @property
     def _bunch(self) -> float:
         """Bytes that the path lets go together, beyond what our own bursts and reports explain."""
-        return max(0.0, self._bunches.size - max(OWN_S * self.rate, WINDOW_MIN))
+        own_s = min(max(OWN_S, OWN_GAIN * (self.rtt_min_s or 0.0)), OWN_MAX_S)
+        return max(0.0, self._bunches.size - max(own_s * self.rate, WINDOW_MIN))
 
     @property
     def _held_s(self) -> float:
