@@ -69,8 +69,8 @@ QUANTUM_S: Final = 0.005
 OWN_S: Final = 0.012
 OWN_GAIN: Final = 0.2
 OWN_MAX_S: Final = 0.02
-"""Bunches of so long, or of such a part of the shortest round trip, but no longer, are made by our own bursts, by
-reports and by loops that are late."""
+"""Bunches of so long, or of such a part of the shortest round trip up to so long, are made by our own bursts,
+by reports and by loops that are late."""
 WINDOW_START: Final = 32 * MESSAGE
 WINDOW_MIN: Final = 4 * MESSAGE
 PROBE_MIN: Final = 2 * MESSAGE
