@@ -265,7 +265,7 @@ class Service:
         if old.exit.resolvers != config.exit.resolvers:
             resolver = self._new_resolver(config)
         try:
-            await self._reconfigure_listeners(old, config)
+            changed |= await self._reconfigure_listeners(old, config)
         except OSError:
             if resolver is not None:
                 await resolver.close()
@@ -291,16 +291,30 @@ class Service:
             self._resolver = resolver
         return changed
 
-    async def _reconfigure_listeners(self, old: Config, config: Config) -> None:
-        """All of them, or none: then it raises OSError."""
-        before, after = old.node.listen, config.node.listen
-        leaving = [self._spot(endpoint) for endpoint in before if endpoint not in after]
-        arriving = [self._spot(endpoint) for endpoint in after if endpoint not in before]
+    async def _reconfigure_listeners(self, old: Config, config: Config) -> set[str]:
+        """All of them, or none: then it raises OSError. The sections of which something was opened or closed.
+
+        What an earlier reload had to close, and could not open again, is tried again.
+        """
+        before, after, is_open = (
+            old.node.listen,
+            config.node.listen,
+            self.driver.protocols.listening,
+        )
+        leaving = [
+            self._spot(endpoint)
+            for endpoint in before
+            if endpoint not in after and str(endpoint) in is_open
+        ]
+        arriving = [self._spot(endpoint) for endpoint in after if str(endpoint) not in is_open]
+        touched = {"node"} if leaving or arriving else set()
         moved = _entry_address(old) != _entry_address(config)
         entry = self._new_entry(config) if moved else self.entry
-        if moved:
-            leaving += [_spot_of(self.entry, old)] if self.entry is not None else []
-            arriving += [_spot_of(entry, config)] if entry is not None else []
+        if moved and self.entry is not None and self.entry.is_listening:
+            leaving.append(_spot_of(self.entry, old))
+        if entry is not None and not entry.is_listening:
+            arriving.append(_spot_of(entry, config))
+            touched.add("entry")
         await move(leaving, arriving)
         self._leaving = [left for left in self._leaving if left.connections]
         if moved:
@@ -309,6 +323,7 @@ class Service:
             self.entry = entry
         elif self.entry is not None and config.entry is not None:
             self.entry.reconfigure(config.entry.users, config.tunnel.optimistic)
+        return touched
 
     def _spot(self, endpoint: Endpoint) -> Spot:
         driver = self.driver

@@ -9,6 +9,7 @@ import pytest
 
 from mesh import NodeProcess, client_text, free_port, wait_until
 from programs import connect, echo
+from uservpn.links.ws import self_signed
 
 USERS = '\nusers = { ann = "secret-word" }'
 
@@ -115,6 +116,34 @@ def test_what_had_to_close_first_is_open_again_when_another_address_cannot_be_ha
             socket.create_connection(("127.0.0.1", entry), 5).close()
             with pytest.raises(ConnectionRefusedError):
                 socket.create_connection(("127.0.0.2", entry), 5)
+    finally:
+        assert server.node.stop() == 0
+    assert "Traceback" not in server.node.log.read_text()
+
+
+def test_what_could_not_be_opened_again_is_by_the_next_reload(tmp_path, ports):
+    """Here the certificate was away for a while."""
+    mesh, entry, taken, _ = ports
+    (tmp_path / "1").mkdir()
+    key, begin, certificate = self_signed("site.test").partition(b"-----BEGIN CERT")
+    files = tmp_path / "site.key", tmp_path / "site.pem"
+    texts = key, begin + certificate
+    for file, text in zip(files, texts, strict=True):
+        file.write_bytes(text)
+    old = [f"wss://127.0.0.1:{mesh}/way?key={files[0]}&cert={files[1]}"]
+    server = Server(tmp_path, old, f"127.0.0.1:{entry}")
+    try:
+        with socket.create_server(("127.0.0.1", taken)):
+            files[1].unlink()
+            wanted = [f"tcp://0.0.0.0:{mesh}", f"tcp://127.0.0.1:{taken}"]
+            server.reload(wanted, f"127.0.0.1:{entry}", "the old one stays")
+        assert "is shut" in server.node.log.read_text()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", mesh), 5)
+        files[1].write_bytes(texts[1])
+        server.reload(old, f"127.0.0.1:{entry}", "reread: node")
+        socket.create_connection(("127.0.0.1", mesh), 5).close()
+        server.reload(old, f"127.0.0.1:{entry}", "nothing changed")
     finally:
         assert server.node.stop() == 0
     assert "Traceback" not in server.node.log.read_text()

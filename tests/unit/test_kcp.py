@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 import weakref
@@ -559,3 +560,44 @@ def test_the_memory_of_a_session_that_ended_is_free_at_once(run) -> None:
         assert [ref() for ref in known] == [None, None]
 
     run(main())
+
+
+def test_sessions_whose_old_address_cannot_be_had_again_go_on_with_the_next_socket(
+    monkeypatch,
+) -> None:
+    """A reload that failed, while somebody else took the port: the next one has the sessions."""
+
+    async def main() -> None:
+        server = make_driver({}, 1, {})
+        plugin, codec = KcpPlugin(), server.node.codec
+        listener = await plugin.serve(Endpoint("kcp", "127.0.0.1", 0), codec, server)
+        port = listener.address.port
+        client = make_driver({"kcp": KcpPlugin()}, 7, {1: (f"kcp://127.0.0.1:{port}",)})
+        client.start()
+        await _within(lambda: 7 in server.node.peers and bool(server.links))
+        try:
+            (link,) = server.links.values()
+            await _within(lambda: server.link_is_proved(link))
+            listener.close()
+            with monkeypatch.context() as patch:
+
+                def taken(*_):
+                    raise OSError(errno.EADDRINUSE, "taken")
+
+                patch.setattr(kcp, "_bound", taken)
+                for host in ("0.0.0.0", "127.0.0.1"):
+                    with pytest.raises(OSError):
+                        await plugin.serve(Endpoint("kcp", host, port), codec, server)
+            wider = await plugin.serve(Endpoint("kcp", "0.0.0.0", port), codec, server)
+            heard = link.bytes_in
+            next(iter(client.links.values())).session.writelines([b"x"])
+            await _within(lambda: link.bytes_in > heard)
+            assert link.id in server.links and link.session in wider._sessions.values()
+        finally:
+            await client.close()
+            await server.close()
+            for one in plugin._listeners:
+                if one._transport is not None:
+                    one._transport.abort()
+
+    uvloop.run(main())

@@ -7,6 +7,7 @@ import base64
 import errno
 import random
 import socket
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +21,7 @@ from uservpn.kit.endpoint import Address, Endpoint
 from uservpn.links.ws import self_signed
 from uservpn.runtime.entry import Entry
 from uservpn.runtime.protocols import Protocols
-from uservpn.service import load_plugins
+from uservpn.service import Service, load_plugins
 from uservpn.wire.header import HeaderCodec
 from uservpn.wire.keys import KeyRing
 
@@ -124,6 +125,40 @@ def test_the_wildcards_of_both_families_have_one_port(protocol):
             await protocols.listen(Endpoint(protocol, host, port))
 
     _run(work)
+
+
+def test_a_reload_opens_what_an_earlier_one_had_to_leave_shut():
+    """Though the configuration is what it was."""
+    stream, datagrams, port = _taken()
+    endpoint = Endpoint("tcp", "127.0.0.1", port)
+
+    async def work(protocols: Protocols) -> None:
+        driver = SimpleNamespace(
+            loop=asyncio.get_running_loop(),
+            protocols=protocols,
+            listen=protocols.listen,
+            unlisten=protocols.unlisten,
+        )
+        entry = Entry(Address("127.0.0.2", port), {}, driver, SimpleNamespace(), "auto")
+        service = SimpleNamespace(driver=driver, entry=entry, _leaving=[])
+        service._spot = partial(Service._spot, service)
+        config = SimpleNamespace(
+            node=SimpleNamespace(listen=(endpoint,)),
+            entry=SimpleNamespace(listen=Address("127.0.0.2", port), users={}),
+            tunnel=SimpleNamespace(optimistic="auto"),
+        )
+        with pytest.raises(OSError):  # still taken
+            await Service._reconfigure_listeners(service, config, config)
+        assert not protocols.listening and not entry.is_listening
+        stream.close()
+        touched = await Service._reconfigure_listeners(service, config, config)
+        assert touched == {"node", "entry"}
+        assert list(protocols.listening) == [str(endpoint)] and entry.is_listening
+        assert await Service._reconfigure_listeners(service, config, config) == set()
+        entry.leave()
+
+    with stream, datagrams:
+        _run(work)
 
 
 # --- as it is read --------------------------------------------------------------------------

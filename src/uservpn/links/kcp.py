@@ -22,6 +22,7 @@ import secrets
 import socket
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Final, cast
 from weakref import WeakSet
 
@@ -353,7 +354,7 @@ class KcpListener(asyncio.DatagramProtocol):
         self._is_closing = False
         self.owner = owner
         self.address: Address | None = None
-        """Where it listens; None: not yet, or no more."""
+        """Where it listens, or would if the port had not been taken; None: not yet, or no more."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The socket is open."""
@@ -366,8 +367,11 @@ class KcpListener(asyncio.DatagramProtocol):
         gso.size_buffers(transport.get_extra_info("socket"))
 
     def listen(self, address: Address) -> None:
-        """Opens a socket; of one that was closed the sessions go on with this one. Raises OSError."""
-        old, self.address = self.address, None
+        """Opens a socket; of one that was closed the sessions go on with this one. Raises OSError.
+
+        Then they have their old address; if that cannot be had either, they wait for the next one.
+        """
+        old = self.address
         if self._transport is not None:
             self._transport.close()
             self._transport = None
@@ -375,8 +379,8 @@ class KcpListener(asyncio.DatagramProtocol):
             sock = _bound(*address)
         except OSError:
             if old is not None:
-                sock = _bound(*old)
-                self._stand(sock, old)
+                with suppress(OSError):
+                    self._stand(_bound(*old), old)
                 self._is_closing = True
             raise
         self._stand(sock, address)
@@ -471,8 +475,9 @@ class KcpListener(asyncio.DatagramProtocol):
         self._close_if_empty()
 
     def _close_if_empty(self) -> None:
-        if self._is_closing and not self._sessions and self._transport is not None:
-            self._transport.close()
+        if self._is_closing and not self._sessions:
+            if self._transport is not None:
+                self._transport.close()
             self._transport = self.address = None
 
 

@@ -142,6 +142,11 @@ class Entry:
     # --- questions -------------------------------------------------------------------------------
 
     @property
+    def is_listening(self) -> bool:
+        """Do programs get in?"""
+        return self._server is not None
+
+    @property
     def address(self) -> Address:
         """Where it listens; the real port where 0 was asked for."""
         if self._server is None:

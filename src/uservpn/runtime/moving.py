@@ -73,4 +73,7 @@ async def _reopen(spot: Spot) -> None:
     try:
         await _open(spot, TRIES)
     except OSError as error:
-        log.error("what was open until now is shut: %s", error.strerror or error)
+        log.error(
+            "what was open until now is shut, and is tried again by the next reload: %s",
+            error.strerror or error,
+        )
