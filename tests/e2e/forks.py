@@ -86,15 +86,20 @@ def _serve(sock: socket.socket) -> Path | None:
         path, files, _, _ = socket.recv_fds(sock, 4096, 3)
         if not path:
             return None
+        reading, writing = os.pipe()
         if (middle := os.fork()) == 0:
             if os.fork() != 0:
                 os._exit(0)  # so that the one that stays is no child of this process
-            sock.send(b"%d" % os.getpid())
+            os.write(writing, b"%d" % os.getpid())
+            for file in (reading, writing):
+                os.close(file)
             sock.close()
             _stand(files)
             return Path(os.fsdecode(path))
-        os.waitpid(middle, 0)
-        for file in files:
+        os.waitpid(middle, 0)  # only now it is a child of who waits for it
+        os.close(writing)
+        sock.send(os.read(reading, 16))
+        for file in (reading, *files):
             os.close(file)
 
 
