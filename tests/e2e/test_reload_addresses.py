@@ -147,3 +147,28 @@ def test_what_could_not_be_opened_again_is_by_the_next_reload(tmp_path, ports):
     finally:
         assert server.node.stop() == 0
     assert "Traceback" not in server.node.log.read_text()
+
+
+def test_udp_takes_the_port_of_kcp_whose_sessions_end(tmp_path, ports):
+    """And the connections of their client go on: it dials the other protocol."""
+    mesh, entry, programs, _ = ports
+    server = Server(tmp_path, [f"kcp://127.0.0.1:{mesh}"], f"127.0.0.1:{entry}")
+    text = client_text(tmp_path / "7", programs, {1: mesh}).replace("tcp://127", "kcp://127")
+    text = text.replace(
+        f'"kcp://127.0.0.1:{mesh}"', f'"kcp://127.0.0.1:{mesh}", "udp://127.0.0.1:{mesh}"'
+    )
+    client = NodeProcess(tmp_path / "7", text)
+    try:
+        wait_until(client.is_linked)
+        with echo() as port, connect(programs, port) as sock:
+            sock.sendall(b"before")
+            assert sock.recv(100) == b"before"
+            server.reload([f"udp://127.0.0.1:{mesh}"], f"127.0.0.1:{entry}")
+            sock.settimeout(60)
+            sock.sendall(b"over UDP")
+            assert sock.recv(100) == b"over UDP"
+            (row,) = server.node.status()["sockets"]
+            assert row["local"] == f"udp://127.0.0.1:{mesh}" and row["listening"]
+    finally:
+        assert client.stop() == 0 and server.node.stop() == 0
+    assert "Traceback" not in server.node.log.read_text()

@@ -114,6 +114,10 @@ class LinkPlugin(Protocol):
     raises ValueError with what is allowed; it is asked when a configuration is read. So are
     `check_listening(endpoint)` and `check_dialling(endpoint)`, where there are such: of endpoints that this
     node is to listen on (are the files there that it names?), and of those that are dialled, by it or others.
+
+    One that listens on UDP ports may say so by `is_on_datagrams = True`. One whose accepted links need the
+    port of a listener that was closed has `vacate(address, owner)`, which ends those in the way of such an
+    other protocol there, and tells whether there were any.
     """
 
     scheme: str

@@ -404,6 +404,11 @@ class KcpListener(asyncio.DatagramProtocol):
             and (mine.is_wildcard or address.is_wildcard or mine == address)
         )
 
+    def vacate(self) -> None:
+        """Its sessions end, and with them its socket if it listens no more."""
+        for session in list(self._sessions.values()):
+            session.abort()
+
     def put(self, segments: bytes, addr: Any) -> None:
         """A datagram for a session's other end."""
         if self._transport is not None:
@@ -520,6 +525,13 @@ class KcpPlugin:
         listener.listen(endpoint.address)
         self._listeners.add(listener)
         return listener
+
+    def vacate(self, address: Address, owner: LinkOwner) -> bool:
+        """Ends the sessions of listeners that were closed and have this port still. False: there are none."""
+        parting = [one for one in self._listeners if one.is_in_the_way_of(address, owner)]
+        for listener in parting:
+            listener.vacate()
+        return bool(parting)
 
 
 def _bound(host: str, port: int) -> socket.socket:

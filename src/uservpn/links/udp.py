@@ -66,6 +66,7 @@ class UdpPlugin:
     """The UDP sockets and links of one node."""
 
     scheme = "udp"
+    is_on_datagrams = True
 
     def __init__(self) -> None:
         self.landing = Landing()

@@ -6,6 +6,7 @@ only another node's record names; what is not installed is looked for once.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -56,7 +57,12 @@ class Protocols:
         """Listens on one more endpoint. Raises OSError, with a sentence that names it."""
         plugin = self._plugins[endpoint.protocol]
         try:
-            listener = await plugin.serve(endpoint, self._codec, self._owner)
+            try:
+                listener = await plugin.serve(endpoint, self._codec, self._owner)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE or not self._make_place(plugin, endpoint):
+                    raise
+                listener = await plugin.serve(endpoint, self._codec, self._owner)
         except OSError as error:
             raise cannot_listen(endpoint, error) from error
         self.listening[str(endpoint)] = listener
@@ -107,6 +113,15 @@ class Protocols:
 
     def _sharing(self) -> list[NodePlugin]:
         return [plugin for plugin in self._plugins.values() if isinstance(plugin, NodePlugin)]
+
+    def _make_place(self, plugin: LinkPlugin, endpoint: Endpoint) -> bool:
+        """Links of other protocols may have a port whose listener was closed: these end for the new one."""
+        if not getattr(plugin, "is_on_datagrams", False):
+            return False
+        vacates = [getattr(other, "vacate", None) for other in self._plugins.values()]
+        return any(
+            [vacate(endpoint.address, self._owner) for vacate in vacates if vacate is not None]
+        )
 
     def _plugin(self, protocol: str) -> LinkPlugin | None:
         if protocol not in self._plugins and protocol not in self._not_installed:
