@@ -118,10 +118,12 @@ class Protocols:
         """Links of other protocols may have a port whose listener was closed: these end for the new one."""
         if not getattr(plugin, "is_on_datagrams", False):
             return False
-        vacates = [getattr(other, "vacate", None) for other in self._plugins.values()]
-        return any(
-            [vacate(endpoint.address, self._owner) for vacate in vacates if vacate is not None]
-        )
+        have_gone = False
+        for other in self._plugins.values():
+            vacate = getattr(other, "vacate", None)
+            if vacate is not None and vacate(endpoint.address, self._owner):
+                have_gone = True
+        return have_gone
 
     def _plugin(self, protocol: str) -> LinkPlugin | None:
         if protocol not in self._plugins and protocol not in self._not_installed:
