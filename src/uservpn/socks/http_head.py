@@ -114,7 +114,7 @@ def absolute_target(method: bytes, target: bytes) -> Target | None:
     found = _host_port(authority, 80)
     if found is None:
         return None
-    if not found[0].isascii():
+    if not found[0].isascii() or (b"%" in authority and authority[:1] != b"["):
         authority = _ascii_authority(*found)
     if not path:
         path = b"*" if method == b"OPTIONS" else b"/"
@@ -208,6 +208,8 @@ def _host_port(authority: bytes, default_port: int) -> tuple[str, int] | None:
         raw_host, _, raw_port = authority.partition(b":")  # a second colon fails as a port
         if b"%" in raw_host:
             raw_host = unquote_to_bytes(raw_host)
+            if b":" in raw_host:
+                return None  # neither a name nor, outside brackets, an address
     host, port = host_name(raw_host), default_port
     if raw_port:
         port = int(raw_port) if raw_port.isdigit() and len(raw_port) <= 5 else 0
@@ -215,9 +217,9 @@ def _host_port(authority: bytes, default_port: int) -> tuple[str, int] | None:
 
 
 def _ascii_authority(host: str, port: int) -> bytes:
-    """For the Host header of a site with an international name."""
+    """For the Host header of a site whose name was international or percent-encoded: where we connect to."""
     try:
-        name = host.encode("idna")
+        name = host.encode("ascii" if host.isascii() else "idna")
     except UnicodeError:
         name = quote(host).encode()
     return name if port == 80 else b"%b:%d" % (name, port)
