@@ -106,6 +106,13 @@ class Bench:
     async def dial(self, port: int):
         return await self.client.connect(Endpoint("udp", self.host, port), CODEC, self.here)
 
+    async def accepted(self, rng: random.Random):
+        """The listening node's end of the link, once its first message came."""
+        self.link.send(_message(1, 100, rng))
+        await self.there.until(lambda: self.there.got)
+        (link,) = self.there.opened
+        return link
+
     async def __aenter__(self):
         self.sock = await self.listen()
         self.link = await self.dial(self.sock.port)
@@ -572,9 +579,7 @@ def test_links_of_a_socket_that_listens_no_more_go_on_from_another(run):
 
     async def work() -> None:
         async with Bench() as bench:
-            bench.link.send(_message(1, 100, rng))
-            await bench.there.until(lambda: bench.there.got)
-            (accepted,) = bench.there.opened
+            accepted = await bench.accepted(rng)
             bench.server.unlisten(bench.sock)
             async with asyncio.timeout(PATIENCE_S):
                 while accepted.sock is bench.sock:
@@ -594,9 +599,7 @@ def test_links_go_on_at_the_same_port_where_a_listener_is_replaced(run):
 
     async def work() -> None:
         async with Bench() as bench:
-            bench.link.send(_message(1, 100, rng))
-            await bench.there.until(lambda: bench.there.got)
-            (accepted,) = bench.there.opened
+            accepted = await bench.accepted(rng)
             port = bench.sock.port
             await bench.listen()  # another one, which could have the links
             bench.server.unlisten(bench.sock)
@@ -621,9 +624,7 @@ def test_a_proved_link_that_moves_ends_an_unproved_one_of_the_same_peer(run, is_
 
     async def work() -> None:
         async with Bench() as bench:
-            bench.link.send(_message(1, 100, rng))
-            await bench.there.until(lambda: bench.there.got)
-            (accepted,) = bench.there.opened
+            accepted = await bench.accepted(rng)
             if is_proved:
                 bench.there.proved.add(accepted)
             other = await bench.listen()
@@ -701,9 +702,7 @@ def test_a_refusal_of_a_link_that_is_heard_counts_for_nothing(run, monkeypatch):
 
     async def work() -> None:
         async with Bench() as bench:
-            bench.link.send(_message(1, 100, rng))
-            await bench.there.until(lambda: bench.there.got)
-            (accepted,) = bench.there.opened
+            accepted = await bench.accepted(rng)
             asked = bench.link.knock
             assert asked is not None
             asked.cancel()  # as if the refusal had just been read
