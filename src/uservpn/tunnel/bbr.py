@@ -149,7 +149,7 @@ class Bbr:
         now = sample.now
         self._round_acked += sample.acked
         self._round_lost += sample.lost
-        if sample.rtt_s is not None and not self._is_drained(sample.rtt_s):
+        if sample.rtt_s is not None and not self._is_drained(sample.rtt_s, self._held_s):
             self._queue_lost += sample.lost
         if sample.rtt_s is not None:
             self._round_rtt_s = min(self._round_rtt_s, sample.rtt_s)
@@ -185,7 +185,10 @@ class Bbr:
         """
         self._longer.forget()
         self._start_size = WINDOW_MIN
-        self._look_for_rate()
+        self.state = State.START
+        self._full_rate = self._full_rounds = 0
+        self._spare = 1.0
+        self._is_queued = False
 
     def renewed(self) -> Bbr:
         """One that knows the shortest round trip only."""
@@ -243,7 +246,7 @@ class Bbr:
         """A path that has become longer is no queue: it is another path, whose rate is looked for anew."""
         if self.state is not State.CYCLE or self._round_rtt_s >= 1e9:
             return
-        if self._round_rtt_s <= DRAINED_GAIN * (self.rtt_min_s or 0.1) + DRAINED_S:
+        if self._is_drained(self._round_rtt_s, 0.0):
             self._longer.forget()
             return
         rtt_s = self._longer.note(self._round_rtt_s, sample.inflight)
@@ -252,12 +255,6 @@ class Bbr:
         self.rtt_min_s = rtt_s
         self._rtt_min_at = sample.now
         self.look_on()
-
-    def _look_for_rate(self) -> None:
-        self.state = State.START
-        self._full_rate = self._full_rounds = 0
-        self._spare = 1.0
-        self._is_queued = False
 
     def _end_start_round(self, sample: Sample, loss: float) -> None:
         """A standing queue, much more loss than before, a rate that no longer grows: the path is full."""
@@ -272,8 +269,9 @@ class Bbr:
             else:
                 self._full_rounds += 1
 
-    def _is_drained(self, rtt_s: float) -> bool:
-        return rtt_s <= DRAINED_GAIN * (self.rtt_min_s or 0.1) + DRAINED_S + self._held_s
+    def _is_drained(self, rtt_s: float, held_s: float) -> bool:
+        """Does a round trip show no queue, in a path that holds messages back for so long?"""
+        return rtt_s <= DRAINED_GAIN * (self.rtt_min_s or 0.1) + DRAINED_S + held_s
 
     # --- the cycle -------------------------------------------------------------------------------
 
@@ -344,25 +342,22 @@ class Bbr:
         rate = self.rate
         if not rate or self.rtt_min_s is None:
             return
+        paced = rate / (1.0 - self.loss)
+        least = WINDOW_MIN
         if self.state is State.START:
-            pace_gain, window_gain = START_GAIN, START_GAIN
+            start_pace = START_GAIN * self._start_size / max(self.rtt_min_s, 0.001)
+            pace = max(START_GAIN * paced, start_pace)
+            window = max(self._product(START_GAIN) + 2 * QUANTUM_S * rate, self._start_size)
         elif self.state is State.DRAIN:
-            pace_gain, window_gain = 1 / START_GAIN, 1.0
-        elif self.state is State.PROBE_RTT:
-            pace_gain, window_gain = 0.5, 0.5  # no bursts either: they are queues of their own
+            pace, window = paced / START_GAIN, self._product(1.0)
+        elif self.state is State.PROBE_RTT:  # no bursts either: they are queues of their own
+            pace, window, least = 0.5 * paced, self._probe_size, PROBE_MIN
         else:
-            pace_gain, window_gain = CYCLE[self._phase], WINDOW_GAIN
-        pace = pace_gain * rate / (1.0 - self.loss)
-        window = self._probe_size if self.state is State.PROBE_RTT else self._product(window_gain)
-        if self.state is State.START:
-            window += 2 * QUANTUM_S * rate
-        elif self.state is State.CYCLE:
-            base = self._product(1.0) + self._bunch
-            window += self._bunch
+            pace = CYCLE[self._phase] * paced
+            bunch = self._bunch
+            base = self._product(1.0) + bunch
+            window = self._product(WINDOW_GAIN) + bunch
             window += 2 * QUANTUM_S * rate + self._fair * math.sqrt(window * MESSAGE)
             window = base + self._spare * (window - base)
-        if self.state is State.START:
-            pace = max(pace, START_GAIN * self._start_size / max(self.rtt_min_s, 0.001))
-            window = max(window, self._start_size)
         self.pace = max(pace, PACE_MIN)
-        self.window = max(int(window), PROBE_MIN if self.state is State.PROBE_RTT else WINDOW_MIN)
+        self.window = max(int(window), least)

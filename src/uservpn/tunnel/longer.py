@@ -1,9 +1,9 @@
 """Has the path become longer, or does a queue stand in it?
 
 Both look alike at first: round trips are far above the shortest one. But a queue gets shorter when less is
-put into it. So a path is longer when its round trip stays the same, round after round, although much less is
-on it. A rival that takes at once whatever we leave may look the same; then the belief is wrong and harmless,
-since the first shorter round trip ends it.
+put into it. So a path is longer when its round trip stays the same, round after round, although much
+less, or more, is on it. A rival that takes at once whatever we leave may look the same; then the belief is
+wrong and harmless, since the first shorter round trip ends it.
 """
 
 from __future__ import annotations
