@@ -238,10 +238,7 @@ class Driver:
         if now - self._wall_at > _CLOCKS_S:  # before it is judged whether they are fresh
             self._look_at_clocks(now)
         for to, batch in self.node.receive_batch(link.id, runs, self._room, now):
-            try:
-                self.links[to].send(batch)
-            except Exception:
-                self._send_failed(self.links[to])
+            self._send(self.links[to], batch)
         if any(run.header.kind > Kind.SINK for run in runs):
             self._has_news = True
         if self.node.has_work():
@@ -360,10 +357,7 @@ class Driver:
             for link_id, batch in batches:
                 link = self.links.get(link_id)
                 if link is not None:
-                    try:
-                        link.send(batch)
-                    except Exception:
-                        self._send_failed(link)
+                    self._send(link, batch)
             events = node.take_events(now)
             if not events and not batches:  # a batch ends with the link's room, which may be back
                 is_quiet = True
@@ -418,10 +412,13 @@ class Driver:
             link.caps.is_costly,
         )  # fmt: skip
 
-    def _send_failed(self, link: Link) -> None:
-        """It raised, which no link should: it ends soon, and the batches of all others leave before."""
-        log.exception("the link to %s cannot send, and ends", link.remote)
-        self.loop.call_soon(self._end, link)
+    def _send(self, link: Link, batch: Sequence[Buffer]) -> None:
+        """One that raises, which no link should, ends soon; the batches of all others leave before."""
+        try:
+            link.send(batch)
+        except Exception:
+            log.exception("the link to %s cannot send, and ends", link.remote)
+            self.loop.call_soon(self._end, link)
 
     def _end(self, link: Link) -> None:
         if self.links.pop(link.id, None) is not None:
