@@ -49,6 +49,12 @@ class Address(NamedTuple):
         """Stands for every address of a machine: fit to listen on, not to dial."""
         return ipaddress.ip_address(self.host).is_unspecified
 
+    def collides(self, other: Address) -> bool:
+        """May sockets of one kind listen on only one of them? IPv4 and IPv6 have ports of their own."""
+        if self.port != other.port or (":" in self.host) != (":" in other.host):
+            return False
+        return self.is_wildcard or other.is_wildcard or self.host == other.host
+
 
 class Endpoint(NamedTuple):
     """One way to reach a node; `str()` gives the form that `parse` reads."""

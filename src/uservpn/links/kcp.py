@@ -394,15 +394,9 @@ class KcpListener(asyncio.DatagramProtocol):
 
     def is_in_the_way_of(self, address: Address, owner: LinkOwner) -> bool:
         """Does it listen no more, and has its port for its sessions alone?"""
-        mine = self.address
-        return (
-            self._is_closing
-            and self.owner is owner
-            and mine is not None
-            and mine.port == address.port
-            and (":" in mine.host) == (":" in address.host)
-            and (mine.is_wildcard or address.is_wildcard or mine == address)
-        )
+        if not self._is_closing or self.owner is not owner or self.address is None:
+            return False
+        return self.address.collides(address)
 
     def vacate(self) -> None:
         """Its sessions end, and with them its socket if it listens no more."""

@@ -53,9 +53,7 @@ async def move(leaving: Sequence[Spot], arriving: Sequence[Spot]) -> None:
 
 def _collide(one: Spot, other: Spot) -> bool:
     """May only one of them be open? Both may, if they are of different protocols: then it does no harm."""
-    a, b = one.address, other.address
-    is_one_family = (":" in a.host) == (":" in b.host)
-    return a.port == b.port and is_one_family and (a.is_wildcard or b.is_wildcard or a == b)
+    return one.address.collides(other.address)
 
 
 async def _open(spot: Spot, tries: int) -> None:
